@@ -1,0 +1,136 @@
+"""The command line: reproduce, meta-train, data, weights. `python -m mnemosyne --help`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mnemosyne import zoo
+from mnemosyne.metatrain import MetaConfig
+from mnemosyne.recipes import RULES, Selection, make_weights
+from mnemosyne.store import StoreError
+from mnemosyne.tasks import data
+
+Positional = tyro.conf.Positional
+
+
+def reproduce(
+    *,
+    scale: str = "quick",
+    seed: int = 0,
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
+    force: bool = False,
+    keep_going: bool = False,
+    in_place: bool = False,
+) -> int:
+    """Regenerate every figure and table by running the notebooks in order.
+
+    Args:
+        scale: quick (minutes on a laptop), laptop (hours) or paper (an accelerator).
+        seed: offsets every random key.
+        only: notebooks to run, by number (03) or name; all by default.
+        force: run also what is up to date.
+        keep_going: go on after a notebook that failed.
+        in_place: write the executed notebooks back into notebooks/.
+    """
+    try:
+        from mnemosyne.reproduce import reproduce as run
+    except ModuleNotFoundError as error:
+        raise SystemExit(f"{error.name} is missing: pip install 'mnemosyne-optimizer[notebooks]'") from error
+    options = {"only": only, "force": force, "keep_going": keep_going, "in_place": in_place}
+    return run(scale=scale, seed=seed, **options)
+
+
+def meta_train(
+    name: Positional[Literal[tuple(RULES)]],
+    meta: tyro.conf.OmitArgPrefixes[MetaConfig] = MetaConfig(),  # noqa: B008
+    selection: Selection = Selection(),  # noqa: B008
+    *,
+    out: Path | None = None,
+    dataset: str = "mnist",
+) -> int:
+    """Meta-train an optimizer and write its weights and card; the same command goes on after a kill.
+
+    Args:
+        name: which rule.
+        meta: what meta-training does.
+        selection: how a snapshot is chosen afterwards.
+        out: folder of the run; data/meta-training/<name> by default.
+        dataset: images to meta-train on.
+    """
+
+    def line(row: dict) -> None:
+        print(
+            f"iteration {row['iteration']:6d}  loss {row['loss']:.4f}  imitation {row['imitation']:.4f}  "
+            f"gradient {row['gradient_norm']:.3f}  failed {row['failed']:.2f}  {row['seconds']:.1f} s",
+            flush=True,
+        )
+
+    folder = out or Path("data") / "meta-training" / name
+    path = make_weights(name, folder, meta=meta, selection=selection, dataset=dataset, report=line)
+    print(f"wrote {path} and {path.with_suffix('.md')}; to ship them, copy both to {zoo.folder()}")
+    return 0
+
+
+def data_command(action: Positional[Literal["list", "fetch", "verify"]], name: Positional[str | None] = None) -> int:
+    """List data sets, download one's originals, or check that they are the published files.
+
+    Args:
+        action: what to do.
+        name: a data set; needed by fetch and verify.
+    """
+    if action == "list":
+        for known in data.NAMES:
+            print(f"{known:14s} {state(known)}")
+        print(f"originals: {data.originals()} (MNEMOSYNE_DATA), prepared: {data.cache()} (MNEMOSYNE_CACHE)")
+        return 0
+    if name is None:
+        raise ValueError(f"which data set? python -m mnemosyne data {action} {'|'.join(data.SOURCES)}")
+    if action == "fetch":
+        print(f"{name}: originals in {data.fetch(name)}")
+    else:
+        data.verify(name)
+        print(f"{name}: every file is the published one")
+    return 0
+
+
+def state(name: str) -> str:
+    """One line on whether a data set can be used."""
+    if name == "digits":
+        return "bundled with scikit-learn"
+    try:
+        data.verify(name)
+        return f"present; {data.SOURCES[name].licence}"
+    except data.DataError:
+        return f"absent or damaged: python -m mnemosyne data fetch {name}; {data.SOURCES[name].licence}"
+
+
+def weights(action: Positional[Literal["list", "card"]], name: Positional[str | None] = None) -> int:
+    """List the weights that ship with the package, or print the card of one.
+
+    Args:
+        action: what to do.
+        name: whose card.
+    """
+    if action == "card":
+        print(zoo.card(name or "coordinate"))
+        return 0
+    for known in zoo.available():
+        print(f"{known:14s} {zoo.path_of(known).stat().st_size / 1e3:6.1f} kB")
+    return 0
+
+
+COMMANDS = {"reproduce": reproduce, "meta-train": meta_train, "data": data_command, "weights": weights}
+
+
+def main(args: list[str] | None = None) -> None:
+    """Run one command; a mistake in its arguments or data is a message, not a traceback."""
+    try:
+        sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mnemosyne", args=args))
+    except (ValueError, data.DataError, StoreError, PermissionError, FileNotFoundError) as error:
+        sys.exit(f"mnemosyne: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""Train tasks with optimizers and write down what happened: (task, optimizer, rate, seed) → rows."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+from jaxtyping import Array
+
+from mnemosyne.types import Task
+
+
+class Contender(NamedTuple):
+    """An optimizer with the learning rates it is allowed to try."""
+
+    name: str
+    make: Callable[[float], optax.GradientTransformation]  # learning rate → optimizer
+    rates: tuple[float, ...]
+
+
+def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
+    """An optimizer without a learning rate: one run, no grid. Its rate is written as 1."""
+    return Contender(name, lambda rate: tx, (1.0,))
+
+
+def train(task: Task, contender: Contender, *, seeds: int, steps: int, every: int) -> pd.DataFrame:
+    """Train a task from `seeds` initialisations with every rate of an optimizer, in one compiled program.
+
+    A seed fixes initialisation and batches, and is shared by all optimizers and rates.
+
+    Args:
+        task: what to train.
+        contender: what with.
+        seeds: number of runs per rate, seeds 0 … seeds − 1.
+        steps: training steps, a multiple of `every`.
+        every: steps between rows.
+
+    Returns:
+        Rows (task, optimizer, rate, seed, step, train_loss, validation_<metric> …). `train_loss` is the mean
+        over the `every` steps before `step`, of batch losses each taken before its update. At `step` = 0 it
+        is the first batch's. A run that blew up keeps its non-finite losses.
+
+    Raises:
+        ValueError: if `every` does not divide `steps`.
+    """
+    if steps % every:
+        raise ValueError(f"every = {every} does not divide steps = {steps}")
+
+    def one(rate: Array, seed: Array, data) -> dict[str, Array]:
+        tx = contender.make(rate)
+        init_key, batch_key = jax.random.split(jax.random.key(seed))
+        params = task.init(init_key)
+
+        def step(carry, t):
+            params, state = carry
+            batch = task.batch(data, jax.random.fold_in(batch_key, t))
+            loss, grads = jax.value_and_grad(task.loss)(params, batch)
+            updates, state = tx.update(grads, state, params)
+            return (optax.apply_updates(params, updates), state), loss
+
+        def stretch(carry, start):
+            carry, losses = jax.lax.scan(step, carry, start + jnp.arange(every))
+            return carry, {"train_loss": losses.mean(), **_validation(task, carry[0], data)}
+
+        first = task.loss(params, task.batch(data, jax.random.fold_in(batch_key, 0)))
+        before = {"train_loss": first, **_validation(task, params, data)}
+        _, after = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(0, steps, every))
+        return jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
+
+    over_seeds = jax.vmap(one, in_axes=(None, 0, None))
+    program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
+    curves = program(jnp.asarray(contender.rates), jnp.arange(seeds), task.data)
+    index = pd.MultiIndex.from_product(
+        [contender.rates, range(seeds), range(0, steps + 1, every)], names=["rate", "seed", "step"]
+    )
+    rows = pd.DataFrame({k: np.asarray(v).ravel() for k, v in curves.items()}, index=index).reset_index()
+    rows.insert(0, "optimizer", contender.name)
+    rows.insert(0, "task", task.name)
+    return rows
+
+
+def _validation(task: Task, params, data) -> dict[str, Array]:
+    return {f"validation_{k}": v for k, v in task.metrics(params, data).items()}
+
+
+def best_rates(rows: pd.DataFrame, step: int, column: str = "train_loss") -> pd.DataFrame:
+    """For each task and optimizer, the rows of the rate whose mean loss over seeds at `step` is lowest.
+
+    A rate with any non-finite run at that step cannot win.
+    """
+    at = rows[rows.step == step]
+    means = at.groupby(["task", "optimizer", "rate"])[column].agg(
+        lambda v: v.mean() if np.isfinite(v).all() else np.inf
+    )
+    winners = means.groupby(["task", "optimizer"]).idxmin()
+    return rows.set_index(["task", "optimizer", "rate"]).loc[list(winners)].reset_index()
+
+
+def diverged(rows: pd.DataFrame) -> pd.DataFrame:
+    """Which runs blew up: some training loss not finite, or the last one above the first.
+
+    Returns:
+        One row per (task, optimizer, rate, seed) with a boolean `diverged`.
+    """
+
+    def lost(run: pd.DataFrame) -> bool:
+        losses = run.sort_values("step").train_loss.to_numpy()
+        return not np.isfinite(losses).all() or losses[-1] > losses[0]
+
+    runs = rows.groupby(["task", "optimizer", "rate", "seed"])[["step", "train_loss"]]
+    return runs.apply(lost).rename("diverged").reset_index()
+
+
+def interval(values) -> tuple[float, float]:
+    """Mean and half-width of its 95% t-interval; the half-width of fewer than two values is NaN."""
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return float(values.mean()), float("nan")
+    sem = values.std(ddof=1) / len(values) ** 0.5
+    return float(values.mean()), float(sem * stats.t.ppf(0.975, len(values) - 1))

@@ -1,0 +1,272 @@
+"""Mnemosyne as an optax transformation (paper §3.4).
+
+    tx = mnemosyne.pretrained("coordinate")                       # optax.GradientTransformationExtraArgs
+
+is a chain of three parts, each of which can be swapped or used alone:
+
+    zero_nonfinite()  →  scale_by_tensor_rms()  →  scale_by_rule(theta, coordinate_rule(config))
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+from mnemosyne.coordinate import COORDINATE, Config, Rule, coordinate_rule
+from mnemosyne.types import Params, State, Theta
+
+RMS_DECAY = 0.999
+"""Decay of each tensor's running gradient size: long enough that the rule sees gradients shrink."""
+
+
+class ZeroNonfiniteState(NamedTuple):
+    """Counts what was dropped, so that no rescue is silent."""
+
+    steps: Int[Array, ""]  # int32, number of updates in which some gradient was NaN or infinite
+
+
+def zero_nonfinite() -> optax.GradientTransformation:
+    """Replace NaN and infinite gradients by zero, and count the steps in which there were any.
+
+    A rule with a memory must not be fed NaN: it would remember it. A zero gradient says nothing, and an odd
+    rule adds nothing of its own to it.
+    """
+
+    def init(params: Params) -> ZeroNonfiniteState:
+        del params
+        return ZeroNonfiniteState(steps=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None):
+        del params
+        finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
+        bad = ~jnp.all(jnp.array(finite)) if finite else False
+        cleaned = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), updates)
+        return cleaned, ZeroNonfiniteState(steps=state.steps + jnp.asarray(bad, jnp.int32))
+
+    return optax.GradientTransformation(init, update)
+
+
+class ScaleByTensorRmsState(NamedTuple):
+    """One number per tensor."""
+
+    count: Int[Array, ""]  # int32
+    size: Params  # tree of float32 scalars: running mean of each tensor's gradient root-mean-square
+
+
+def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.GradientTransformation:
+    """Divide each tensor's gradient by the running size of that tensor's gradients.
+
+        s_t = β s_{t−1} + (1 − β) rms(g_t)        ĝ_t = clip( g_t (1 − β^t) / s_t, ±limit )
+
+    Whatever the loss is multiplied by cancels, so a rule trained on gradients of one magnitude serves all.
+    The paper feeds raw gradients; this is our addition, since log|g| alone makes an optimizer fail as soon
+    as a loss is rescaled. `optax.identity()` in its place gives the paper's input.
+
+    Args:
+        decay: β in [0, 1), per step.
+        limit: largest magnitude let through, in units of the running size.
+
+    Returns:
+        A transformation whose updates are float32. A tensor that has had only zero gradients gives zeros.
+
+    Raises:
+        ValueError: if decay is outside [0, 1).
+
+    Numerics: sizes from 1e-37 to 1e38 are told apart, since squares are taken after dividing by the maximum.
+    """
+    if not 0.0 <= decay < 1.0:
+        raise ValueError(f"decay must lie in [0, 1), got {decay}")
+
+    def rms(g):
+        largest = jnp.max(jnp.abs(g), initial=0.0)
+        unit = g / jnp.where(largest > 0, largest, 1.0)
+        return largest * jnp.sqrt(jnp.sum(unit * unit) / max(g.size, 1))
+
+    def init(params: Params) -> ScaleByTensorRmsState:
+        size = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
+        return ScaleByTensorRmsState(count=jnp.zeros((), jnp.int32), size=size)
+
+    def update(updates, state, params=None):
+        del params
+        count = optax.safe_increment(state.count)
+        updates = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
+        size = jax.tree.map(lambda s, g: decay * s + (1.0 - decay) * rms(g), state.size, updates)
+        unbias = 1.0 - decay ** count.astype(jnp.float32)
+
+        def scale(g, s):
+            typical = s / unbias
+            return jnp.clip(g / jnp.where(typical > 0, typical, 1.0), -limit, limit)
+
+        return jax.tree.map(scale, updates, size), ScaleByTensorRmsState(count, size)
+
+    return optax.GradientTransformation(init, update)
+
+
+class ScaleByRuleState(NamedTuple):
+    """The rule's state for a single parameter, with a tree of arrays in the place of each array.
+
+    Each such tree has the parameters' structure and each array the parameter's shape in front, so a
+    sharding of the parameters is a sharding of the state.
+    """
+
+    memory: State
+
+
+def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
+    """Turn gradients into updates by a learned rule, element by element.
+
+    Args:
+        theta: the rule's weights.
+        rule: pure functions, see `coordinate.Rule`.
+
+    Returns:
+        A transformation. Updates are float32 and are to be *added* to parameters.
+    """
+    inner = jax.tree.structure(jax.eval_shape(lambda: rule.state(())))
+
+    def init(params: Params) -> ScaleByRuleState:
+        def field(i):
+            return jax.tree.map(lambda p: jax.tree.leaves(rule.state(jnp.shape(p)))[i], params)
+
+        return ScaleByRuleState(memory=inner.unflatten([field(i) for i in range(inner.num_leaves)]))
+
+    def update(updates, state, params=None):
+        del params
+        gradients, outer = jax.tree.flatten(updates)
+        fields = [outer.flatten_up_to(tree) for tree in inner.flatten_up_to(state.memory)]
+        memories, steps = [], []
+        for i, g in enumerate(gradients):
+            memory, step = rule.step(theta, inner.unflatten([f[i] for f in fields]), g)
+            memories.append(inner.flatten_up_to(memory))
+            steps.append(step)
+        fields = [outer.unflatten([m[j] for m in memories]) for j in range(inner.num_leaves)]
+        return outer.unflatten(steps), ScaleByRuleState(memory=inner.unflatten(fields))
+
+    return optax.GradientTransformation(init, update)
+
+
+def mnemosyne(
+    theta: Theta, config: Config = COORDINATE, *, step_size: optax.ScalarOrSchedule = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    """Coordinate-wise Mnemosyne with weights of your own (paper §3.4, Fig. 2a).
+
+        Δx_t = step_size · rule_θ( ĝ_1, …, ĝ_t )
+
+    Args:
+        theta: meta-trained weights, as `coordinate_rule(config).init` shapes them.
+        config: the sizes `theta` was made for.
+        step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs` over any pytree of floating-point arrays. Its state is
+        `float32`, of fixed size per parameter; updates have the gradients' dtypes.
+
+    Raises:
+        ValueError: if `theta` does not fit `config`; at `init`, if a parameter is not a floating-point
+            array; at `update`, if the gradients' tree or shapes differ from the parameters'.
+
+    Numerics: zero, NaN and infinite gradients leave the state finite; the last two count as zero and
+    are counted in the state. An update of a zero gradient is what the memory of earlier ones makes it.
+
+    Reference: Jain et al. 2023.
+
+    Example:
+        tx = mnemosyne(theta)
+        state = tx.init(params)
+        updates, state = tx.update(grads, state)
+    """
+    rule = coordinate_rule(config)
+    _check_theta(theta, rule, config)
+    return drop_in(jax.tree.map(jnp.asarray, theta), rule, step_size=step_size)
+
+
+def drop_in(
+    theta: Theta,
+    rule: Rule,
+    prepare: optax.GradientTransformation | None = None,
+    step_size: optax.ScalarOrSchedule = 1.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer for any network of any learned rule, with its inputs checked.
+
+    Args:
+        theta: the rule's weights.
+        rule: what turns prepared gradients into updates.
+        prepare: what gradients go through first; `scale_by_tensor_rms()` by default.
+        step_size: a factor on every update, or a schedule of it.
+
+    Returns:
+        The chain zero_nonfinite → prepare → scale_by_rule → step size. Raises as `mnemosyne` does.
+    """
+    chain = optax.chain(
+        zero_nonfinite(),
+        scale_by_tensor_rms() if prepare is None else prepare,
+        scale_by_rule(theta, rule),
+        optax.scale_by_learning_rate(step_size, flip_sign=False),
+    )
+    memory = jax.eval_shape(lambda: rule.state(()))
+
+    def init(params: Params):
+        _check_floating(params)
+        return chain.init(params)
+
+    def update(updates, state, params=None, **extra):
+        del extra
+        _check_alike(updates, state[2].memory, memory)
+        steps, state = chain.update(updates, state, params)
+        return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), steps, updates), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _name(path: tuple) -> str:
+    return jax.tree_util.keystr(path) or "the parameters"
+
+
+def _check_floating(params: Params) -> None:
+    for path, p in jax.tree_util.tree_leaves_with_path(params):
+        dtype = jnp.result_type(p)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{_name(path)} has dtype {dtype}; this optimizer updates floating-point arrays only. "
+                "Leave it out with optax.masked or optax.partition, or split a complex array into its "
+                "real and imaginary parts with optax.contrib.split_real_and_imaginary."
+            )
+
+
+def _check_alike(updates: Params, memory: State, single: State) -> None:
+    """Compare the gradients' tree and shapes with those of the parameters that made the state."""
+    tree = jax.tree.structure(single).flatten_up_to(memory)[0]
+    extra = len(jax.tree.leaves(single)[0].shape)
+    if jax.tree.structure(updates) != jax.tree.structure(tree):
+        raise ValueError(
+            "the gradients' tree differs from that of the parameters this state was initialised with:\n"
+            f"  gradients   {jax.tree.structure(updates)}\n  parameters  {jax.tree.structure(tree)}"
+        )
+    pairs = zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(tree), strict=True)
+    for (path, g), m in pairs:
+        shape = m.shape[: m.ndim - extra]
+        if jnp.shape(g) != shape:
+            raise ValueError(
+                f"the gradient at {_name(path)} has shape {jnp.shape(g)}, but its parameter had shape {shape} "
+                "when the optimizer's state was initialised"
+            )
+
+
+def _check_theta(theta: Theta, rule: Rule, config: Any) -> None:
+    expected = jax.eval_shape(rule.init, jax.random.key(0))
+    shapes = jax.tree.map(jnp.shape, theta), jax.tree.map(jnp.shape, expected)
+    differing = [f"  {where}: {got} instead of {want}" for where, got, want in _differences(*map(_flat, shapes))]
+    if differing:
+        raise ValueError(f"these weights do not fit {config}:\n" + "\n".join(differing))
+
+
+def _flat(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, tuple))
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _differences(got: dict, want: dict) -> list[tuple[str, Any, Any]]:
+    names = sorted(got.keys() | want.keys())
+    return [(n, got.get(n, "nothing"), want.get(n, "nothing")) for n in names if got.get(n) != want.get(n)]

@@ -1,0 +1,181 @@
+"""Run the notebooks in order through papermill, and close with a table of claims."""
+
+import hashlib
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+import papermill
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from mnemosyne import results
+from mnemosyne.scale import scale_named
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one notebook."""
+
+    notebook: str
+    status: str  # "ran", "cached" or "failed"
+    seconds: float  # that its computation took, when it ran
+    error: str = ""
+
+
+def reproduce(
+    *,
+    scale: str = "quick",
+    seed: int = 0,
+    only: tuple[str, ...] = (),
+    force: bool = False,
+    keep_going: bool = False,
+    in_place: bool = False,
+) -> int:
+    """Regenerate figures and tables by running the notebooks in order.
+
+    Args:
+        scale: quick, laptop or paper.
+        seed: offsets every random key.
+        only: notebooks to run, by number ("03") or name; all by default.
+        force: run also what is up to date.
+        keep_going: go on after a notebook that failed.
+        in_place: write the executed notebooks back, as the repository keeps them (quick, seed 0).
+
+    Returns:
+        0 if every notebook ran or was up to date, 1 otherwise.
+    """
+    scale_named(scale)
+    chosen = select(only)
+    if in_place and (scale, seed) != ("quick", 0):
+        raise ValueError("the repository keeps notebooks run at scale quick with seed 0; drop --in-place")
+    executed = results.root() / "data" / "cache" / "executed" / scale
+    results.writable(executed)
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(results.root() / "data" / "cache" / "jax"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+    outcomes = []
+    for i, name in enumerate(chosen):
+        print(f"[{i + 1}/{len(chosen)}] {name}", flush=True)
+        outcome = run_one(name, scale, seed, executed, force=force or in_place, in_place=in_place)
+        outcomes.append(outcome)
+        print(f"      {outcome.status}, {outcome.seconds:.0f} s{outcome.error}", flush=True)
+        if outcome.status == "failed" and not keep_going:
+            break
+    print("\n" + closing_table(outcomes, scale) + "\n")
+    print(f"figures: figures/{scale}/   tables and claims: data/results/{scale}/")
+    return int(any(o.status == "failed" for o in outcomes))
+
+
+def select(only: tuple[str, ...]) -> list[str]:
+    """The notebooks asked for, in order; a ValueError names one that is not there."""
+    names = results.notebooks()
+    unknown = [o for o in only if o not in names and o not in {n.split("_")[0] for n in names}]
+    if unknown:
+        raise ValueError(f"no notebook {', '.join(unknown)}; there are {', '.join(names)}")
+    return [n for n in names if not only or n in only or n.split("_")[0] in only]
+
+
+def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in_place: bool) -> Outcome:
+    """Run one notebook unless it is up to date."""
+    source = results.root() / "notebooks" / f"{name}.ipynb"
+    stamp = executed / f"{name}.json"
+    key = fingerprint(source, scale, seed)
+    known = json.loads(stamp.read_text()) if stamp.exists() else {}
+    if not force and known.get("key") == key and results.read_claims(scale, name):
+        return Outcome(name, "cached", known["seconds"])
+    began = time.perf_counter()
+    copy = executed / f"{name}.ipynb"
+    try:
+        papermill.execute_notebook(
+            str(source),
+            str(copy),
+            parameters={} if in_place else {"scale": scale, "seed": seed},
+            engine_name="lines",
+            progress_bar=False,
+            cwd=str(source.parent),
+            kernel_name="python3",
+        )
+    except PapermillExecutionError as error:
+        where = f"\n      cell [{error.exec_count}] of {copy}: {error.ename}: {error.evalue}"
+        return Outcome(name, "failed", time.perf_counter() - began, where)
+    seconds = round(time.perf_counter() - began, 1)
+    stamp.write_text(json.dumps({"key": key, "seconds": seconds}))
+    if in_place:
+        source.write_text(nbformat.writes(tidy(nbformat.read(copy, as_version=4))) + "\n")
+    return Outcome(name, "ran", seconds)
+
+
+def fingerprint(source: Path, scale: str, seed: int) -> str:
+    """What a notebook's results depend on: its code cells, the package, its parameters, versions."""
+    cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
+    text = json.dumps([cells, scale, seed, results.package_hash()])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """Leave out what says when and where a notebook ran rather than what it showed."""
+    notebook.metadata = nbformat.from_dict(
+        {
+            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+            "language_info": {"name": "python"},
+        }
+    )
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
+    return notebook
+
+
+def closing_table(outcomes: list[Outcome], scale: str) -> str:
+    """Claims of the notebooks that were asked for: claim, paper, here, verdict, seconds."""
+    rows = []
+    for o in outcomes:
+        claims = results.read_claims(scale, o.notebook) if o.status != "failed" else []
+        for claim in claims or [{"id": "–", "paper": "", "ours": "", "verdict": o.status}]:
+            rows.append(
+                {
+                    "notebook": o.notebook,
+                    "claim": claim["id"],
+                    "paper": shorten(claim["paper"]),
+                    "here": shorten(claim["ours"]),
+                    "verdict": claim["verdict"],
+                    "seconds": f"{o.seconds:.0f}",
+                }
+            )
+    columns = ["notebook", "claim", "paper", "here", "verdict", "seconds"]
+    table = pd.DataFrame(rows, columns=columns).astype(str)
+    widths = {c: max([len(c), *table[c].str.len()]) for c in columns}
+    lines = ["  ".join(c.ljust(widths[c]) for c in columns)]
+    lines.append("  ".join("─" * widths[c] for c in columns))
+    lines += ["  ".join(row[c].ljust(widths[c]) for c in columns) for _, row in table.iterrows()]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def shorten(text: str, limit: int = 58) -> str:
+    """Cut a text at a word, with an ellipsis."""
+    return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
+
+
+class LineEngine(NBClientEngine):
+    """papermill's engine with one line per cell instead of a bar, which freezes in a log."""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+        cells, cell_start, began = nb_man.nb.cells, nb_man.cell_start, time.perf_counter()
+
+        def announce(cell, cell_index=None, **more):
+            if cell.cell_type == "code" and cell.source.strip():
+                first = next(line for line in cell.source.splitlines() if line.strip())
+                spent = time.perf_counter() - began
+                print(f"      {spent:4.0f} s  cell {cell_index + 1}/{len(cells)}  {first[:70]}", flush=True)
+            return cell_start(cell, cell_index, **more)
+
+        nb_man.cell_start = announce
+        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+
+papermill_engines.register("lines", LineEngine)

@@ -1,0 +1,196 @@
+"""The only reader and writer of results: tables, figures and claims of a notebook's run.
+
+run = open_run("04_mlps", scale, seed)      # rejects an unknown scale, makes the folders
+rows = run.part("adam mlp", compute)         # kept on disk: a killed run goes on from here
+table = run.table("fig10", rows)             # data/results/<scale>/fig10.csv, read back
+run.figure("fig10", fig)                     # figures/<scale>/fig10.png and .pdf
+run.claims([...])                            # data/results/<scale>/04_mlps.claims.json
+"""
+
+import hashlib
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import jax
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from mnemosyne.provenance import device, versions
+from mnemosyne.scale import Scale, scale_named
+
+PRESENTATION = {"__init__.py", "__main__.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
+"""Modules that compute no number, so that a change of theirs makes none stale."""
+
+VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
+
+
+def root() -> Path:
+    """The checkout: `$MNEMOSYNE_ROOT`, or the nearest folder upwards that holds `notebooks/`.
+
+    Raises:
+        FileNotFoundError: outside a checkout, saying how to point at one.
+    """
+    if os.environ.get("MNEMOSYNE_ROOT"):
+        return Path(os.environ["MNEMOSYNE_ROOT"])
+    for folder in (Path.cwd(), *Path.cwd().parents):
+        if (folder / "notebooks").is_dir() and (folder / "mnemosyne").is_dir():
+            return folder
+    raise FileNotFoundError(
+        f"no checkout of mnemosyne at or above {Path.cwd()}; run from inside one or set MNEMOSYNE_ROOT to it"
+    )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper, and what we found (ids: README)."""
+
+    id: str
+    paper: str  # what the paper says
+    rule: str  # how the verdict follows from numbers, written before the run
+    ours: str  # what we measured
+    verdict: str  # one of VERDICTS
+    interval: str = ""  # 95%, over seeds
+    seeds: int = 1
+    note: str = ""
+
+    def __post_init__(self):
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict {self.verdict!r} of claim {self.id!r} is none of {VERDICTS}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook at one scale with one seed."""
+
+    notebook: str
+    scale: Scale
+    seed: int
+    started: float
+
+    @property
+    def tables(self) -> Path:
+        return root() / "data" / "results" / self.scale.name
+
+    @property
+    def figures(self) -> Path:
+        return root() / "figures" / self.scale.name
+
+    def part(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
+        """Compute rows once: a second call, in this process or a later one, reads what the first wrote.
+
+        The key is the name, the notebook, scale and seed, the package's sources and weights, and versions.
+        """
+        key = hashlib.sha256(f"{name} {self.notebook} {self.scale} {self.seed} {package_hash()}".encode())
+        path = root() / "data" / "cache" / f"{key.hexdigest()[:24]}.csv"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _write(path, compute().to_csv(index=False))
+        return pd.read_csv(path)
+
+    def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
+        """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""
+        path = self.tables / f"{id}.csv"
+        _write(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        about = {
+            "notebook": self.notebook,
+            "command": f"make figures SCALE={self.scale.name} ONLY={self.notebook.split('_')[0]}",
+            "scale": asdict(self.scale),
+            "seed": self.seed,
+            "versions": versions(),
+            "device": device(),
+        }
+        _write(path.with_suffix(".meta.json"), json.dumps(about, indent=1) + "\n")
+        return pd.read_csv(path)
+
+    def figure(self, id: str, fig: plt.Figure) -> None:
+        """Save a figure as PNG and, byte for byte the same each time, PDF."""
+        self.figures.mkdir(parents=True, exist_ok=True)
+        fig.savefig(self.figures / f"{id}.png", dpi=160, metadata={"Software": None})
+        fig.savefig(self.figures / f"{id}.pdf", metadata={"CreationDate": None})
+
+    def claims(self, claims: list[Claim]) -> pd.DataFrame:
+        """Write `<notebook>.claims.json` and return the claims as a table."""
+        rows = [asdict(c) for c in claims]
+        _write(self.tables / f"{self.notebook}.claims.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        return pd.DataFrame(rows)[["id", "paper", "ours", "interval", "seeds", "verdict", "note"]]
+
+    def close(self) -> pd.DataFrame:
+        """How this run came: versions, device, seconds."""
+        seconds = f"{time.perf_counter() - self.started:.0f}"
+        about = {"scale": self.scale.name, "data": self.scale.data, "seed": str(self.seed)}
+        about |= {"versions": versions(), "device": device(), "seconds": seconds}
+        return pd.DataFrame(about.items(), columns=["", "this run"])
+
+
+def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
+    """Open a notebook's run.
+
+    Args:
+        notebook: its name without the ending, as "04_mlps".
+        scale: a key of `scale.SCALES`.
+        seed: offsets every random key.
+
+    Raises:
+        ValueError: an unknown scale, a seed that is not a whole number ≥ 0, a notebook that is not there.
+        PermissionError: if results cannot be written.
+    """
+    chosen = scale_named(scale)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be a whole number ≥ 0, got {seed!r}")
+    if not (root() / "notebooks" / f"{notebook}.ipynb").exists():
+        raise ValueError(f"no notebook {notebook!r}; there are {', '.join(notebooks())}")
+    run = Run(notebook, chosen, seed, time.perf_counter())
+    for folder in (run.tables, run.figures):
+        writable(folder)
+    plt.style.use(Path(__file__).parent / "paper.mplstyle")
+    return run
+
+
+def notebooks() -> list[str]:
+    """Names of all notebooks, in the order they run."""
+    return sorted(p.stem for p in (root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def read_claims(scale: str, notebook: str) -> list[dict]:
+    """The claims a notebook wrote at a scale; empty if it has not run."""
+    path = root() / "data" / "results" / scale / f"{notebook}.claims.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def read_table(scale: str, id: str) -> pd.DataFrame | None:
+    """A committed or fresh table, or None if that scale has not been run."""
+    path = root() / "data" / "results" / scale / f"{id}.csv"
+    return pd.read_csv(path) if path.exists() else None
+
+
+def package_hash() -> str:
+    """A hash of what numbers depend on: the code that computes, the weights, Python, versions and backend."""
+    digest = hashlib.sha256(f"{sys.version} {versions()} {jax.default_backend()}".encode())
+    for path in sorted(Path(__file__).parent.rglob("*")):
+        if path.suffix in {".py", ".safetensors"} and path.name not in PRESENTATION:
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def writable(folder: Path) -> None:
+    """Make a folder and check that files can be written there; a PermissionError names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".{os.getpid()}.probe"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write results to {folder}: {error.strerror}") from error
+
+
+def _write(path: Path, text: str) -> None:
+    """Write whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
+    partial.write_text(text)
+    partial.replace(path)

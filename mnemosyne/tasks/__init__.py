@@ -1,0 +1,1 @@
+"""Optimizees: networks, data and losses. They know nothing of optimizers."""

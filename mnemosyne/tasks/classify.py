@@ -1,0 +1,125 @@
+"""Image classifiers as tasks: MLPs and small Vision Transformers (paper App. B.1)."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import flax.linen as nn
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from mnemosyne.tasks.data import Dataset, Split, draw, standardise
+from mnemosyne.types import Task
+
+ACTIVATIONS: dict[str, Callable] = {"sigmoid": nn.sigmoid, "relu": nn.relu}
+
+
+class MLP(nn.Module):
+    """Fully connected layers over flattened images."""
+
+    hidden: tuple[int, ...]  # units per hidden layer
+    activation: str  # a key of ACTIVATIONS
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        x = images.reshape(images.shape[0], -1)
+        for width in self.hidden:
+            x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
+        return nn.Dense(self.classes)(x)
+
+
+class ViT(nn.Module):
+    """A pre-LN Vision Transformer without class token: patches → encoder layers → mean → linear head."""
+
+    layers: int
+    heads: int
+    hidden: int
+    head_dim: int
+    mlp: int
+    patch: int  # pixels on a side; must divide the image's side
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        if images.shape[1] % self.patch or images.shape[2] % self.patch:
+            raise ValueError(f"patches of {self.patch} do not tile images of {images.shape[1:3]}")
+        x = nn.Conv(self.hidden, (self.patch, self.patch), strides=self.patch, name="embedding")(images)
+        x = x.reshape(x.shape[0], -1, self.hidden)
+        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        width = self.heads * self.head_dim
+        for _ in range(self.layers):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(self.heads, qkv_features=width)(y, y)
+            y = nn.gelu(nn.Dense(self.mlp)(nn.LayerNorm()(x)))
+            x = x + nn.Dense(self.hidden)(y)
+        return nn.Dense(self.classes, name="head")(nn.LayerNorm()(x).mean(axis=1))
+
+
+@dataclass(frozen=True)
+class MLPSpec:
+    """An MLP's shape."""
+
+    hidden: tuple[int, ...]
+    activation: str
+
+    def module(self, classes: int) -> nn.Module:
+        return MLP(self.hidden, self.activation, classes)
+
+    def __str__(self) -> str:
+        return f"mlp {'+'.join(map(str, self.hidden))} {self.activation}"
+
+
+@dataclass(frozen=True)
+class ViTSpec:
+    """A small ViT's shape."""
+
+    layers: int
+    heads: int
+    hidden: int
+    head_dim: int
+    mlp: int
+    patch: int = 7
+
+    def module(self, classes: int) -> nn.Module:
+        return ViT(self.layers, self.heads, self.hidden, self.head_dim, self.mlp, self.patch, classes)
+
+    def __str__(self) -> str:
+        return f"vit {self.layers}x{self.hidden} {self.heads}h"
+
+
+def classify(data: Dataset, spec: MLPSpec | ViTSpec, batch_size: int = 64) -> Task:
+    """Make a task of classifying images with the cross-entropy loss.
+
+    Args:
+        data: images and labels.
+        spec: the network.
+        batch_size: examples a step; the paper uses 64.
+
+    Returns:
+        A `Task` whose metrics are the mean loss and the accuracy on the whole validation split.
+    """
+    module = spec.module(data.classes)
+    shape = (1, *data.train.images.shape[1:])
+    arrays = {"train": data.train, "validation": data.validation}
+
+    def init(key):
+        return module.init(key, jnp.zeros(shape))["params"]
+
+    def batch(arrays: dict[str, Split], key: Array):
+        return draw(data, arrays["train"], key, batch_size)
+
+    def cross_entropy(params, examples):
+        images, labels = examples
+        logits = module.apply({"params": params}, images)
+        return logits, optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    def loss(params, examples):
+        return cross_entropy(params, examples)[1]
+
+    def metrics(params, arrays: dict[str, Split]):
+        held = arrays["validation"]
+        logits, mean = cross_entropy(params, (standardise(data, held.images), held.labels))
+        return {"loss": mean, "accuracy": jnp.mean(jnp.argmax(logits, -1) == held.labels)}
+
+    return Task(f"{spec} {data.name}", arrays, init, batch, loss, metrics)

@@ -1,0 +1,259 @@
+"""Images and labels: where the originals lie, what they must be, and how they become arrays.
+
+    digits = load("digits")      # 8×8, bundled with scikit-learn, always there
+    mnist = load("mnist")        # 28×28, from the original archives; an error says how to get them
+
+Originals are looked for in `$MNEMOSYNE_DATA/<name>/`, are compared with their published SHA-256 and prepared
+once, by a tensorflow-datasets builder that needs no TensorFlow, as array_record files in the cache. Nothing
+is downloaded unless `fetch` is called, and no data set ever stands in for another.
+"""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from mnemosyne.tasks.builder import idx_builder, read
+
+
+class Split(NamedTuple):
+    """Labelled images."""
+
+    images: UInt8[Array, "n h w c"]
+    labels: Int[Array, "n"]
+
+
+class Dataset(NamedTuple):
+    """One data set in three parts, with the statistics of its training pixels."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    mean: float  # of training pixels / 255
+    std: float
+    classes: int = 10
+
+
+class DataError(Exception):
+    """Data that is absent or not what it should be; the message says what to do."""
+
+
+class Original(NamedTuple):
+    """One file as its authors published it."""
+
+    file: str
+    sha256: str
+    bytes: int
+
+
+class Source(NamedTuple):
+    """Where a data set comes from."""
+
+    licence: str
+    url: str
+    files: tuple[Original, Original, Original, Original]  # train images, labels; test images, labels
+    held_back: int  # the last training examples, kept for validation
+
+
+SOURCES = {
+    "mnist": Source(
+        "CC BY-SA 3.0 (Y. LeCun, C. Cortes)",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        (
+            Original(
+                "train-images-idx3-ubyte.gz",
+                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                9_912_422,
+            ),
+            Original(
+                "train-labels-idx1-ubyte.gz",
+                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                28_881,
+            ),
+            Original(
+                "t10k-images-idx3-ubyte.gz",
+                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
+                1_648_877,
+            ),
+            Original(
+                "t10k-labels-idx1-ubyte.gz",
+                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
+                4_542,
+            ),
+        ),
+        held_back=5_000,
+    ),
+    "fashion_mnist": Source(
+        "MIT (Zalando SE)",
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        (
+            Original(
+                "train-images-idx3-ubyte.gz",
+                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
+                26_421_880,
+            ),
+            Original(
+                "train-labels-idx1-ubyte.gz",
+                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
+                29_515,
+            ),
+            Original(
+                "t10k-images-idx3-ubyte.gz",
+                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
+                4_422_102,
+            ),
+            Original(
+                "t10k-labels-idx1-ubyte.gz",
+                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
+                5_148,
+            ),
+        ),
+        held_back=5_000,
+    ),
+}
+
+NAMES = ("digits", *SOURCES)
+
+
+def originals() -> Path:
+    """Folder of original archives: `$MNEMOSYNE_DATA`, or `data` in the cache."""
+    return Path(os.environ["MNEMOSYNE_DATA"]) if os.environ.get("MNEMOSYNE_DATA") else cache() / "data"
+
+
+def cache() -> Path:
+    """Folder for what can be made again: `$MNEMOSYNE_CACHE`, or `~/.cache/mnemosyne`."""
+    return Path(os.environ.get("MNEMOSYNE_CACHE") or Path.home() / ".cache" / "mnemosyne")
+
+
+def load(name: str) -> Dataset:
+    """Load a data set into memory.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep the last 5,000 training images for
+        validation; digits, which has one part, is cut 1,197 / 300 / 300 after one fixed permutation.
+
+    Raises:
+        DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.
+    """
+    if name == "digits":
+        return _digits()
+    source = _source(name)
+    paths = [originals() / name / original.file for original in source.files]
+    builder = idx_builder(name, paths, cache() / "tfds")
+    if not builder.data_path.exists():
+        verify(name)
+        builder.download_and_prepare()
+    train, test = (Split(*read(builder, split)) for split in ("train", "test"))
+    kept = len(train.labels) - source.held_back
+    return _dataset(name, Split(*(a[:kept] for a in train)), Split(*(a[kept:] for a in train)), test)
+
+
+def draw(data: Dataset, part: Split, key: Array, n: int) -> tuple[Float[Array, "n h w c"], Int[Array, "n"]]:
+    """Draw a batch of n examples with replacement, pixels standardised as `data` says."""
+    i = jax.random.randint(key, (n,), 0, part.labels.shape[0])
+    return standardise(data, part.images[i]), part.labels[i]
+
+
+def standardise(data: Dataset, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """(pixel / 255 − mean) / std, in float32."""
+    return (images.astype(jnp.float32) / 255.0 - data.mean) / data.std
+
+
+def pool(data: Dataset, factor: int) -> Dataset:
+    """Mean-pool images by a whole factor that divides their sides, for the same task at a lower cost."""
+
+    def shrink(part: Split) -> Split:
+        n, h, w, c = part.images.shape
+        blocks = part.images.astype(jnp.float32).reshape(n, h // factor, factor, w // factor, factor, c)
+        return part._replace(images=jnp.round(blocks.mean(axis=(2, 4))).astype(jnp.uint8))
+
+    parts = [shrink(p) for p in (data.train, data.validation, data.test)]
+    return _dataset(f"{data.name}/{factor}", *parts)
+
+
+def verify(name: str) -> None:
+    """Check that the originals are there and are the published ones, byte for byte.
+
+    Raises:
+        DataError: naming each file that is missing or differs, with the SHA-256 it should have.
+    """
+    folder, problems = originals() / name, []
+    for original in _source(name).files:
+        path = folder / original.file
+        if not path.is_file():
+            problems.append(f"  {path}: missing; sha256 {original.sha256}, {original.bytes:,} bytes")
+        elif (found := _sha256(path)) != original.sha256:
+            problems.append(f"  {path}: damaged; sha256 {found} instead of {original.sha256}")
+    if problems:
+        raise DataError(
+            f"{name} is not usable:\n" + "\n".join(problems) + "\nTo download it: python -m mnemosyne data "
+            f"fetch {name}\nIf you have the originals elsewhere, set MNEMOSYNE_DATA to the folder that holds "
+            f"{name}/."
+        )
+
+
+def fetch(name: str) -> Path:
+    """Download a data set's originals into `originals()`, skipping files that are right already.
+
+    Returns:
+        The folder. A file appears there only once it is complete and its SHA-256 is right.
+
+    Raises:
+        DataError: if a download fails or is not the published file.
+    """
+    source, folder = _source(name), originals() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    for original in source.files:
+        path = folder / original.file
+        if path.is_file() and _sha256(path) == original.sha256:
+            continue
+        partial = path.with_suffix(".part")
+        try:
+            with urllib.request.urlopen(source.url + original.file, timeout=60) as answer:
+                partial.write_bytes(answer.read())
+            if _sha256(partial) != original.sha256:
+                raise DataError(f"{source.url}{original.file} is not the published file; nothing was kept")
+            partial.replace(path)
+        except OSError as error:
+            raise DataError(f"could not download {source.url}{original.file}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return folder
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise DataError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
+    return SOURCES[name]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _dataset(name: str, train: Split, validation: Split, test: Split) -> Dataset:
+    pixels = train.images / np.float32(255)
+    parts = [Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (train, validation, test)]
+    return Dataset(name, *parts, mean=float(pixels.mean()), std=float(pixels.std()))
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order], bunch.target[order]
+    cuts = [slice(0, 1197), slice(1197, 1497), slice(1497, None)]
+    return _dataset("digits", *(Split(images[c], labels[c]) for c in cuts))

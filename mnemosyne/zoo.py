@@ -1,0 +1,87 @@
+"""Meta-trained weights that ship inside the package: safetensors files, each with a card."""
+
+import difflib
+import json
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+
+import jax
+import optax
+
+from mnemosyne import store
+from mnemosyne.coordinate import Config, coordinate_rule
+from mnemosyne.optimizer import mnemosyne
+from mnemosyne.types import Theta
+
+
+def folder() -> Path:
+    """Where the package keeps its weights."""
+    return Path(str(resources.files("mnemosyne"))) / "weights"
+
+
+def available() -> list[str]:
+    """Names `pretrained` knows."""
+    return sorted(path.stem for path in folder().glob("*.safetensors"))
+
+
+def pretrained(
+    name: str = "coordinate", step_size: optax.ScalarOrSchedule = 1.0
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer of weights that ship with the package; nothing to tune.
+
+    Args:
+        name: "coordinate" (two encoders of width 16, App. B.1) or "light" (one of width 8, §5.3).
+        step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
+
+    Returns:
+        An `optax.GradientTransformationExtraArgs`; see `mnemosyne.mnemosyne` for what it does and raises.
+
+    Raises:
+        ValueError: an unknown name; the message suggests the nearest.
+        store.StoreError: a damaged weights file.
+
+    Example:
+        tx = mnemosyne.pretrained("coordinate")
+        state = tx.init(params)
+        updates, state = tx.update(grads, state)
+        params = optax.apply_updates(params, updates)
+    """
+    theta, config = load_weights(path_of(name))
+    return mnemosyne(theta, config, step_size=step_size)
+
+
+def path_of(name: str) -> Path:
+    """The weights file of a name; a ValueError suggests a near one."""
+    if name not in available():
+        near = difflib.get_close_matches(name, available(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"no weights named {name!r}{hint} There are: {', '.join(available())}.")
+    return folder() / f"{name}.safetensors"
+
+
+def card(name: str) -> str:
+    """The card of shipped weights: what they were trained on, by which command, and how they did."""
+    return path_of(name).with_suffix(".md").read_text()
+
+
+def load_weights(path: Path) -> tuple[Theta, Config]:
+    """Read weights and the sizes they were made for.
+
+    Raises:
+        store.StoreError: if the file is damaged, or its arrays do not fit the sizes it states.
+    """
+    _, metadata = store.read(path)
+    if "config" not in metadata:
+        raise store.StoreError(f"{path} does not say which sizes it was made for (no 'config' in its header)")
+    try:
+        config = Config(**json.loads(metadata["config"]))
+    except (TypeError, ValueError) as error:
+        raise store.StoreError(f"{path} states sizes this version does not know: {error}") from error
+    like = jax.eval_shape(coordinate_rule(config).init, jax.random.key(0))
+    return store.load_tree(path, like), config
+
+
+def save_weights(path: Path, theta: Theta, config: Config, **about: str) -> None:
+    """Write weights with their sizes, and further strings, in the header."""
+    store.save_tree(path, theta, {"config": json.dumps(asdict(config)), **about})
