@@ -69,7 +69,7 @@ def meta_train(
 
     folder = out or Path("data") / "meta-training" / name
     path = make_weights(name, folder, meta=meta, selection=selection, dataset=dataset, report=line)
-    print(f"wrote {path} and {path.with_suffix('.md')}; to ship them, copy both to {zoo.folder()}")
+    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
     return 0
 
 

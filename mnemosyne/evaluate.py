@@ -1,6 +1,6 @@
 """Train tasks with optimizers and write down what happened: (task, optimizer, rate, seed) → rows."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -26,15 +26,15 @@ def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
     return Contender(name, lambda rate: tx, (1.0,))
 
 
-def train(task: Task, contender: Contender, *, seeds: int, steps: int, every: int) -> pd.DataFrame:
-    """Train a task from `seeds` initialisations with every rate of an optimizer, in one compiled program.
+def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int, every: int) -> pd.DataFrame:
+    """Train a task from several initialisations with every rate of an optimizer, in one compiled program.
 
     A seed fixes initialisation and batches, and is shared by all optimizers and rates.
 
     Args:
         task: what to train.
         contender: what with.
-        seeds: number of runs per rate, seeds 0 … seeds − 1.
+        seeds: one run per rate for each.
         steps: training steps, a multiple of `every`.
         every: steps between rows.
 
@@ -72,9 +72,9 @@ def train(task: Task, contender: Contender, *, seeds: int, steps: int, every: in
 
     over_seeds = jax.vmap(one, in_axes=(None, 0, None))
     program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
-    curves = program(jnp.asarray(contender.rates), jnp.arange(seeds), task.data)
+    curves = program(jnp.asarray(contender.rates), jnp.asarray(seeds), task.data)
     index = pd.MultiIndex.from_product(
-        [contender.rates, range(seeds), range(0, steps + 1, every)], names=["rate", "seed", "step"]
+        [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
     )
     rows = pd.DataFrame({k: np.asarray(v).ravel() for k, v in curves.items()}, index=index).reset_index()
     rows.insert(0, "optimizer", contender.name)

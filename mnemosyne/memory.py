@@ -180,4 +180,4 @@ def linear_init(key: Array, fan_in: int, fan_out: int, gain: float = 1.0) -> The
 
 def linear(theta: Theta, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:
     """x W + b."""
-    return x @ theta["w"] + theta["b"]
+    return x @ theta["w"] + theta["b"].reshape(*(1,) * (x.ndim - 1), -1)

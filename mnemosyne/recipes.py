@@ -26,7 +26,7 @@ class Selection:
     """How a snapshot is chosen: the lowest mean of log training loss over validation tasks and marks."""
 
     marks: tuple[int, ...] = (100, 300)  # training steps at which losses count
-    seeds: int = 1
+    seeds: tuple[int, ...] = (0,)
     snapshots: int = 6  # the run's last ones, 100 iterations apart
 
 
@@ -39,7 +39,8 @@ def make_weights(
     dataset: str = "mnist",
     report: Callable[[dict], None] = lambda row: None,
 ) -> Path:
-    """Meta-train the rule `name` and write `<name>.safetensors` and its card `<name>.md` into `out`.
+    """Meta-train the rule `name` and write `<name>.safetensors`, its card `<name>.md` and its log `<name>.csv`
+    into `out`.
 
     Everything that happens is kept in `out`, and a run that was stopped goes on where it was.
 
@@ -62,6 +63,7 @@ def make_weights(
     theta = store.load_tree(out / best.snapshot, jax.eval_shape(rule.init, jax.random.key(0)))
     path = out / f"{name}.safetensors"
     save_weights(path, theta, RULES[name], iteration=str(best.iteration), dataset=dataset)
+    pd.DataFrame(log).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
     path.with_suffix(".md").write_text(write_card(name, meta, selection, dataset, log, tried))
     return path
 
@@ -103,7 +105,7 @@ def write_card(
         f"- **Meta-training**: `{json.dumps(asdict(meta))}`",
         f"- **Snapshot**: iteration {int(best.iteration)}, chosen among the last {len(tried)} by mean log training "
         f"loss at steps {', '.join(map(str, selection.marks))} on validation tasks {_list(sets.META_VALIDATION)}, "
-        f"{selection.seeds} seed(s). No network of Fig. 3 or Fig. 10 took part.",
+        f"seeds {list(selection.seeds)}. No network of Fig. 3 or Fig. 10 took part.",
         f"- **Time**: {sum(row['seconds'] for row in log) / 60:.0f} minutes on {device()}.",
         f"- **Versions**: {versions()}.",
         f"- **Seed**: {meta.seed}. One meta-seed; another may do better or worse.",

@@ -73,6 +73,11 @@ class Run:
     started: float
 
     @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the independent runs; those of two notebook seeds never overlap."""
+        return tuple(range(1000 * self.seed, 1000 * self.seed + self.scale.seeds))
+
+    @property
     def tables(self) -> Path:
         return root() / "data" / "results" / self.scale.name
 

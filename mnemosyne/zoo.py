@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import optax
+import pandas as pd
 
 from mnemosyne import store
 from mnemosyne.coordinate import Config, coordinate_rule
@@ -63,6 +64,11 @@ def path_of(name: str) -> Path:
 def card(name: str) -> str:
     """The card of shipped weights: what they were trained on, by which command, and how they did."""
     return path_of(name).with_suffix(".md").read_text()
+
+
+def training_log(name: str) -> pd.DataFrame:
+    """The meta-training log of shipped weights, one row per chunk of iterations."""
+    return pd.read_csv(path_of(name).with_suffix(".csv"))
 
 
 def load_weights(path: Path) -> tuple[Theta, Config]:

@@ -46,7 +46,7 @@ class ViT(nn.Module):
             raise ValueError(f"patches of {self.patch} do not tile images of {images.shape[1:3]}")
         x = nn.Conv(self.hidden, (self.patch, self.patch), strides=self.patch, name="embedding")(images)
         x = x.reshape(x.shape[0], -1, self.hidden)
-        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])
+        x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
         width = self.heads * self.head_dim
         for _ in range(self.layers):
             y = nn.LayerNorm()(x)

@@ -1,0 +1,105 @@
+"""Rows → axes. Nothing is computed here but means and intervals over seeds."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
+
+from mnemosyne.evaluate import interval
+
+COLORS = {
+    "Mnemosyne": "#0b4f8a",
+    "Mnemosyne light": "#5fa8d3",
+    "Adam": "#d9822b",
+    "RMSProp": "#3a8f5c",
+    "SGD": "#8b5aa8",
+}
+
+
+def label_of(optimizer: str, rate: float) -> str:
+    """'Adam 3e-2'; an optimizer without a rate is named alone."""
+    return optimizer if optimizer.startswith("Mnemosyne") else f"{optimizer} {rate:.0e}".replace("e-0", "e-")
+
+
+def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Draw mean ± 95% interval over seeds of `column` against the step, a line per (optimizer, rate)."""
+    for (optimizer, rate), group in rows.groupby(["optimizer", "rate"], sort=False):
+        values = group.pivot(index="step", columns="seed", values=column)
+        mean, half = np.array([interval(v) for v in values.to_numpy()]).T
+        front = optimizer.startswith("Mnemosyne")
+        style = {"color": COLORS.get(optimizer), "zorder": 3 if front else 2, "lw": 1.9 if front else 1.2}
+        ax.plot(values.index, mean, label=label_of(optimizer, rate), **style)
+        low = np.maximum(mean - half, 0.2 * mean)  # the axis is logarithmic: an interval cannot reach zero
+        ax.fill_between(values.index, low, mean + half, color=style["color"], alpha=0.15, lw=0)
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:.3g}")
+    ax.yaxis.set_minor_formatter(lambda x, _: f"{x:.1g}" if f"{x:.0e}"[0] in "235" else "")
+    ax.set_xlabel("step")
+
+
+def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Draw `column` against the learning rate: a curve per tuned optimizer, a level for each untuned one."""
+    for optimizer, group in rows.groupby("optimizer", sort=False):
+        color = COLORS.get(optimizer)
+        by_rate = [(rate, *interval(g[column])) for rate, g in group.groupby("rate")]
+        rate, mean, half = np.array(by_rate).T
+        if len(rate) == 1:
+            ax.axhline(mean[0], color=color, lw=1.9, label=f"{optimizer}, untuned")
+            ax.axhspan(mean[0] - half[0], mean[0] + half[0], color=color, alpha=0.15, lw=0)
+        else:
+            ax.errorbar(rate, mean, half, color=color, marker="o", ms=3, capsize=2, label=optimizer)
+    ax.set_xscale("log")
+    ax.set_yscale("log")
+    ax.set_xlabel("learning rate")
+    ax.yaxis.set_major_formatter("{x:.3g}")
+    ax.yaxis.set_minor_formatter(lambda x, _: f"{x:.1g}" if f"{x:.0e}"[0] in "235" else "")
+
+
+def meta_curve(ax: Axes, log: pd.DataFrame, column: str = "loss", label: str | None = None) -> None:
+    """Draw one column of a meta-training log against the iteration."""
+    ax.plot(log.iteration, log[column], label=label)
+    ax.set_xlabel("meta-iteration")
+    ax.set_ylabel(column)
+
+
+def bars(ax: Axes, values: np.ndarray, title: str, color: str = "#0b4f8a") -> None:
+    """Draw a short vector as bars around zero, without ticks: a number one can see."""
+    ax.bar(range(len(values)), values, color=color, width=0.85)
+    ax.axhline(0, color="0.4", lw=0.6)
+    ax.set_title(title)
+    ax.set_xticks([])
+    ax.grid(False)
+
+
+def heat(ax: Axes, matrix: np.ndarray, title: str, xlabel: str = "", ylabel: str = "") -> None:
+    """Draw a matrix in a diverging colour map that is white at zero."""
+    largest = float(np.abs(matrix).max()) or 1.0
+    image = ax.imshow(matrix, cmap="RdBu_r", vmin=-largest, vmax=largest, aspect="auto", interpolation="nearest")
+    ax.set_title(title)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    ax.grid(False)
+    ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02)
+
+
+def canvas(width: float, height: float) -> tuple[plt.Figure, Axes]:
+    """An empty drawing area with one unit per inch."""
+    fig, ax = plt.subplots(figsize=(width, height))
+    ax.set(xlim=(0, width), ylim=(0, height))
+    ax.axis("off")
+    return fig, ax
+
+
+def box(ax: Axes, x: float, y: float, w: float, h: float, text: str, color: str = "#eef3f8") -> None:
+    """Draw a rounded box with centred text; (x, y) is its lower left corner."""
+    ax.add_patch(FancyBboxPatch((x, y), w, h, boxstyle="round,pad=0.02,rounding_size=0.06", fc=color, ec="#456"))
+    ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=7, linespacing=1.35)
+
+
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", bend: float = 0.0) -> None:
+    """Draw an arrow, with a label beside its middle."""
+    style = {"arrowstyle": "-|>", "mutation_scale": 8, "lw": 0.9, "color": "#345"}
+    ax.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", shrinkA=2, shrinkB=2, **style))
+    if text:
+        ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08, text, ha="center", fontsize=6.5)
