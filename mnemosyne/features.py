@@ -34,16 +34,20 @@ def _hyperbolic_exponents(z: Float[Array, "*b n"], omega: Float[Array, "r n"]) -
     return jnp.concatenate([w, -w], axis=-1)
 
 
+def _at_least_float32(z: Array) -> Array:
+    return z.astype(jnp.promote_types(z.dtype, jnp.float32))
+
+
 def _exponential_map(exponents: Callable, per_projection: int) -> FeatureMap:
     """φ(z) = m^{-1/2} exp(a(z) − ‖z‖²/2) for a map a of exponents linear in z."""
 
     def features(z, omega):
-        z = z.astype(jnp.float32)
+        z = _at_least_float32(z)
         a = exponents(z, omega)
         return jnp.exp(a - 0.5 * jnp.sum(z * z, axis=-1, keepdims=True)) / a.shape[-1] ** 0.5
 
     def query(z, omega):
-        a = exponents(z.astype(jnp.float32), omega)
+        a = exponents(_at_least_float32(z), omega)
         return jnp.exp(a - jax.lax.stop_gradient(jnp.max(a, axis=-1, keepdims=True)))
 
     return FeatureMap(features, query, per_projection)

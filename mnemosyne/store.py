@@ -32,7 +32,7 @@ def save_tree(path: Path, tree: Any, metadata: dict[str, str] | None = None) -> 
     arrays = dict(zip(names(tree), map(np.asarray, jax.tree.leaves(tree)), strict=True))
     partial = path.with_suffix(f".{os.getpid()}.part")
     try:
-        save_file({k: np.ascontiguousarray(a) for k, a in arrays.items()}, partial, metadata)
+        save_file({k: np.asarray(a, order="C") for k, a in arrays.items()}, partial, metadata)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -19,6 +19,7 @@ from mnemosyne.tasks import data
 assert mnemosyne
 matplotlib.use("Agg")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time tests take
 
 
 @pytest.fixture(params=[COORDINATE, LIGHT], ids=["coordinate", "light"])

@@ -15,11 +15,9 @@ def sequence(seed, t, *shape):
 
 
 def run(memory, theta, state, address, content):
-    outs = []
-    for a, c in zip(address, content, strict=True):
-        state, out = memory.step(theta, state, a, c)
-        outs.append(out)
-    return state, jnp.stack(outs)
+    """Step by step, in one compiled loop."""
+    step = lambda s, x: memory.step(theta, s, *x)
+    return jax.jit(lambda s, x: jax.lax.scan(step, s, x))(state, (address, content))
 
 
 def features_of(theta, address, phi=hyperbolic):
@@ -45,8 +43,7 @@ def test_window_equals_recurrence(shape, past):
     memory = cam(projections=8)
     theta = memory.init(jax.random.key(0), 6, 4, 5)
     address, content = sequence(1, past + 9, *shape, 6), sequence(2, past + 9, *shape, 4)
-    state, _ = run(memory, theta, memory.state(shape, 4), address[:past], content[:past]) if past else (
-        memory.state(shape, 4), None)  # fmt: skip
+    state, _ = run(memory, theta, memory.state(shape, 4), address[:past], content[:past])
     _, step_by_step = run(memory, theta, state, address[past:], content[past:])
     at_once = memory.window(theta, state, address[past:], content[past:])
     assert at_once.shape == (9, *shape, 5)
