@@ -3,11 +3,11 @@
 Optimizees run for a horizon of steps under the rule as it is. Every `window` steps the rule's weights θ take one
 Adam step on
 
-    L(θ) = mean loss in the window + w · mean (u_θ − u_expert)² / η²
+    L(θ) = loss in the window + w · mean (u_θ − u_expert)² / η²
 
 where the expert is Adam at rate η on the same, on-policy gradients. With second derivatives of the optimizee
 dropped, as is usual since Andrychowicz et al. 2016, the window's meta-gradient is that of Σ_s u_s · G_s with
-G_s = Σ_{t>s} g_t. So windows are rolled out without differentiation, and only the memory's parallel form is
+G_s = Σ_{t>s} g_t. Tasks are weighed by 1 / Σ_s |u_expert,s · G_s|, each in units of its own. So windows are rolled out without differentiation, and only the memory's parallel form is
 differentiated, on a random sample of coordinates: the same gradient in expectation, at a cost that does not
 grow with the optimizee.
 """
@@ -223,8 +223,8 @@ class Trainer(NamedTuple):
         samples = []
         for i, (memory, rollout) in enumerate(zip(memories, rollouts, strict=True)):
             ahead = jnp.cumsum(rollout.gradients[:0:-1], axis=0)[::-1]  # G_s = Σ_{t>s} g_t
-            # Each task weighs the same; its own loss is a mean over its replicas and the window.
-            ahead = ahead / (self.config.replicas * self.config.window * len(rollouts))
+            # In units of what the expert's updates are worth, or the task with the steepest loss decides alone.
+            ahead = ahead / (len(rollouts) * jnp.maximum(jnp.sum(jnp.abs(rollout.expert * ahead)), 1e-12))
             windows = [a.reshape(a.shape[0], -1) for a in (rollout.inputs, ahead, rollout.expert)]
             pick, chance = sample_coordinates(jax.random.fold_in(key, i), windows[1], n)
             inputs, ahead, wanted = (a[:, pick] for a in windows)

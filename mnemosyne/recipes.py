@@ -100,7 +100,7 @@ def write_card(
         f"Weights of a coordinate-wise Mnemosyne, {RULES[name]}.",
         "",
         f"- **Command**: `python -m mnemosyne meta-train {name}` and the values below.",
-        f"- **Data**: {dataset}, training split without the last 5,000 images; batches of 64.",
+        f"- **Data**: {dataset}, training split without its 5,000 validation images; batches of 64.",
         f"- **Meta-training tasks**: {_list(sets.META_TRAIN)}.",
         f"- **Meta-training**: `{json.dumps(asdict(meta))}`",
         f"- **Snapshot**: iteration {int(best.iteration)}, chosen among the last {len(tried)} by mean log training "

@@ -59,7 +59,7 @@ class Source(NamedTuple):
     licence: str
     url: str
     files: tuple[Original, Original, Original, Original]  # train images, labels; test images, labels
-    held_back: int  # the last training examples, kept for validation
+    held_back: int  # training examples kept for validation
 
 
 SOURCES = {
@@ -139,8 +139,9 @@ def load(name: str) -> Dataset:
         name: one of `NAMES`.
 
     Returns:
-        Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep the last 5,000 training images for
-        validation; digits, which has one part, is cut 1,197 / 300 / 300 after one fixed permutation.
+        Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep 5,000 training images for validation,
+        the last in the fixed order that tensorflow-datasets shuffles them to; digits, which has one part, is cut
+        1,197 / 300 / 300 after one fixed permutation.
 
     Raises:
         DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.

@@ -1,0 +1,52 @@
+# make figures [SCALE=quick|laptop|paper] [ONLY="03 04"] [SEED=0] [FORCE=1] [KEEP_GOING=1]
+# make test    ruff, pytest, nbval          make notebooks   re-execute in place
+# make lab     JupyterLab                   make bench       update times as ratios
+# make lock    pin every requirement again
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+SCALE  ?= quick
+SEED   ?= 0
+
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
+export MPLBACKEND ?= agg
+
+.DEFAULT_GOAL := help
+.PHONY: help env figures test lab notebooks bench lock clean
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+env: $(BIN)/.installed
+
+$(BIN)/.installed: requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed, this is " + sys.version)'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+figures: env
+	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
+
+test: env
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --cov=mnemosyne --cov-report=term --cov-fail-under=90
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env -x -p no:cacheprovider notebooks
+
+notebooks: env
+	$(BIN)/python -m mnemosyne reproduce --in-place
+
+lab: env
+	$(BIN)/jupyter lab notebooks
+
+bench: env
+	$(BIN)/python -m mnemosyne.bench
+
+lock: env
+	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra notebooks --extra lab --extra dev pyproject.toml -o requirements.lock
+
+clean:
+	rm -rf $(VENV) data/cache

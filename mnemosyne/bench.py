@@ -1,0 +1,87 @@
+"""How long an update takes: ratios measured in one run. `make bench` or `python -m mnemosyne.bench`."""
+
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+
+from mnemosyne import zoo
+from mnemosyne.provenance import device, versions
+
+SIZES = (10_000, 100_000, 1_000_000)
+ROUNDS = 7  # medians of so many, the contenders taking turns so that the machine's noise is shared
+
+
+def bench(sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Time one update of each optimizer, and the floor: a plain copy of its state.
+
+    Returns:
+        Rows (optimizer, parameters, state bytes per parameter, ns per parameter, × Adam, × copying its state).
+    """
+    rows = []
+    for n in sizes:
+        params = {"w": jnp.zeros((n // 100, 100))}
+        grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
+        contenders = {"optax.adam": optax.adam(1e-3)}
+        contenders |= {name: zoo.pretrained(name) for name in ("light", "coordinate")}
+        timed = {}
+        for name, tx in contenders.items():
+            state = tx.init(params)
+            held = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / n
+            timed[name] = held, stepper(tx, grads, state), stepper_copy(tx.init(params))
+        spent = {name: ([], []) for name in timed}
+        for _ in range(rounds):
+            for name, (_, update, copy) in timed.items():
+                spent[name][0].append(update())
+                spent[name][1].append(copy())
+        adam = np.median(spent["optax.adam"][0])
+        for name, (held, *_) in timed.items():
+            update, copy = (float(np.median(s)) for s in spent[name])
+            rows.append(
+                {
+                    "optimizer": name,
+                    "parameters": n,
+                    "bytes/parameter": round(held, 1),
+                    "ns/parameter": update / n * 1e9,
+                    "× adam": update / adam,
+                    "× copy of its state": update / copy,
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def stepper(tx: optax.GradientTransformation, grads, state) -> Callable[[], float]:
+    """A function that makes one update, state donated, and returns the seconds it took."""
+    update = jax.jit(lambda g, s: tx.update(g, s), donate_argnums=1)
+    return _timer(lambda s: update(grads, s)[1], state)
+
+
+def stepper_copy(state) -> Callable[[], float]:
+    """A function that reads and writes the state once and returns the seconds it took: the floor of an update."""
+    bump = jax.jit(lambda s: jax.tree.map(lambda x: x + jnp.ones((), x.dtype), s), donate_argnums=0)
+    return _timer(bump, state)
+
+
+def _timer(advance: Callable, state) -> Callable[[], float]:
+    held = [jax.block_until_ready(advance(state))]  # compiled before it is timed
+
+    def once() -> float:
+        began = time.perf_counter()
+        held[0] = jax.block_until_ready(advance(held[0]))
+        return time.perf_counter() - began
+
+    return once
+
+
+def main() -> None:
+    """Print the table."""
+    print(f"{device()}; {versions()}; medians of {ROUNDS}, contenders in turn\n")
+    print(bench().to_string(index=False, float_format=lambda x: f"{x:.2f}"))
+
+
+if __name__ == "__main__":
+    main()

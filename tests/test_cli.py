@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pytest
+
+from mnemosyne import __main__ as cli
+from mnemosyne import bench, recipes, zoo
+from mnemosyne.metatrain import MetaConfig
+from mnemosyne.tasks import sets
+from mnemosyne.tasks.classify import MLPSpec
+
+
+def call(capsys, *args):
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(args))
+    return end.value.code, capsys.readouterr()
+
+
+def test_data_list_and_mistakes(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path))
+    code, said = call(capsys, "data", "list")
+    assert code == 0
+    assert "bundled with scikit-learn" in said.out
+    assert "absent or damaged: python -m mnemosyne data fetch mnist" in said.out
+    code, _ = call(capsys, "data", "verify", "mnist")
+    assert "mnist is not usable" in code
+    assert "which data set?" in call(capsys, "data", "fetch")[0]
+    assert "unknown data set 'imagenet'" in call(capsys, "data", "verify", "imagenet")[0]
+
+
+def test_weights(capsys):
+    code, said = call(capsys, "weights", "list")
+    assert code == 0
+    assert said.out.split()[::3] == ["coordinate", "light"]
+    assert call(capsys, "weights", "card", "light")[1].out.strip() == zoo.card("light").strip()
+    assert "did you mean 'light'" in call(capsys, "weights", "card", "ligt")[0]
+
+
+def test_reproduce_mistakes(capsys):
+    assert "unknown scale 'big'" in call(capsys, "reproduce", "--scale", "big")[0]
+    assert "no notebook 77" in call(capsys, "reproduce", "--only", "77")[0]
+
+
+def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(sets, "META_TRAIN", ((MLPSpec((4,), "relu"), 2),))
+    monkeypatch.setattr(sets, "META_VALIDATION", ((MLPSpec((5,), "relu"), 2),))
+    args = ["meta-train", "light", "--dataset", "digits", "--out", str(tmp_path), "--iterations", "20"]
+    args += ["--coordinates", "8", "--warmup", "5", "--selection.marks", "20", "--horizon", "40"]
+    code, said = call(capsys, *args)
+    assert code == 0
+    assert "iteration     20  loss" in said.out
+    theta, config = zoo.load_weights(tmp_path / "light.safetensors")
+    assert config == recipes.RULES["light"]
+    assert np.isfinite(theta["head"]["out"]).all()
+    card = (tmp_path / "light.md").read_text()
+    assert '"iterations": 20' in card
+    assert "mlp 4 relu on images pooled by 2" in card
+    assert json.loads((tmp_path / "config.json").read_text())["config"]["coordinates"] == 8
+    assert (tmp_path / "light.csv").read_text().startswith("iteration,")
+    code, said = call(capsys, *args)  # a finished run is not repeated
+    assert code == 0
+    assert "wrote" in said.out
+
+
+def test_meta_train_mistakes(capsys):
+    code, said = call(capsys, "meta-train", "heavy")
+    assert code == 2
+    assert "coordinate" in said.out + said.err
+    code, _ = call(capsys, "meta-train", "light", "--dataset", "digits", "--window", "7")
+    assert "window 7 does not divide horizon 100" in code
+
+
+def test_every_configuration_field_is_explained():
+    source = (zoo.folder().parent / "metatrain.py").read_text()
+    for field in MetaConfig.__dataclass_fields__:
+        line = next(line for line in source.splitlines() if line.strip().startswith(f"{field}:"))
+        assert "#" in line or field == "seed"
+
+
+def test_bench_measures_ratios_and_bytes():
+    table = bench.bench(sizes=(1_000,), rounds=1).set_index("optimizer")
+    assert set(table.index) == {"optax.adam", "light", "coordinate"}
+    assert round(table["bytes/parameter"]["light"]) == 384
+    assert round(table["bytes/parameter"]["coordinate"]) == 2560
+    assert table["× adam"]["optax.adam"] == 1.0
+    assert (table["× copy of its state"] > 0).all()

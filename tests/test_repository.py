@@ -1,0 +1,121 @@
+"""Promises the repository makes about itself: environments in step, notebooks by their contract, no stray paths."""
+
+import re
+import subprocess
+import tomllib
+
+import nbformat
+import pytest
+import yaml
+
+from mnemosyne import results
+
+ROOT = results.root()
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+def name_of(requirement):
+    return re.match(r"[A-Za-z0-9_-]+", requirement)[0].lower().replace("_", "-")
+
+
+def tracked():
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
+    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+
+
+def test_conda_environment_installs_the_project_with_its_extras():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
+    extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
+    assert set(extras) == {"notebooks", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
+    assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
+
+
+def test_lock_pins_every_requirement_with_hashes_and_no_address():
+    lock = (ROOT / "requirements.lock").read_text()
+    pinned = {name_of(line) for line in lock.splitlines() if "==" in line}
+    extras = PROJECT["optional-dependencies"]
+    wanted = [*PROJECT["dependencies"], *extras["notebooks"], *extras["lab"], *extras["dev"]]
+    assert {name_of(r) for r in wanted} <= pinned
+    assert "http" not in lock.replace("httpcore", "").replace("httpx", "").replace("aiohttp", "")
+    assert len(re.findall("--hash=sha256:", lock)) > len(pinned)
+
+
+def test_there_are_notebooks_and_none_escapes():
+    assert [p.stem for p in NOTEBOOKS] == results.notebooks()
+    assert len(NOTEBOOKS) >= 4
+    makefile = (ROOT / "Makefile").read_text()
+    assert "--nbval-lax" in makefile
+    assert re.search(r"--nbval-lax.* notebooks\n", makefile)  # the folder, not a list
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebook_contract(path):
+    notebook = nbformat.read(path, as_version=4)
+    first, code = notebook.cells[0], [c for c in notebook.cells if c.cell_type == "code"]
+    assert first.cell_type == "markdown"
+    for needed in ("**Reproduces**", "**Paper**", "**Runtime**", "badge"):
+        assert needed in first.source
+    parameters = [c for c in code if "parameters" in c.metadata.get("tags", [])]
+    assert len(parameters) == 1
+    assert 'scale: str = "quick"' in parameters[0].source
+    assert "seed: int = 0" in parameters[0].source
+    everything = "\n".join(c.source for c in code)
+    assert f'open_run("{path.stem}", scale, seed)' in everything
+    assert "run.claims(" in everything
+    assert code[-1].source.strip() == "run.close()"
+    for line in everything.splitlines():
+        assert not line.lstrip().startswith(("%", "!")), line
+        assert not line.rstrip().endswith(";"), line
+    assert len(everything.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_notebook_is_executed_small_and_clean(path):
+    notebook = nbformat.read(path, as_version=4)
+    code = [c for c in notebook.cells if c.cell_type == "code"]
+    assert [c.execution_count for c in code] == list(range(1, len(code) + 1))
+    outputs = [o for c in code for o in c.outputs]
+    assert all(o.output_type != "error" for o in outputs)
+    assert any("image/png" in o.get("data", {}) for o in outputs)
+    assert path.stat().st_size <= 300_000
+    assert "widgets" not in notebook.metadata
+    text = path.read_text()
+    assert not re.search(r"/(home|root|tmp|work|Users)/", text)
+    assert not any(o.get("name") == "stderr" for o in outputs)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_verdicts_are_the_ones_shown(path):
+    """A verdict that flips is seen: the committed quick claims are those in the committed notebook."""
+    claims = results.read_claims("quick", path.stem)
+    assert claims
+    text = path.read_text()
+    for claim in claims:
+        assert claim["id"] in text
+        assert claim["verdict"] in text
+        assert claim["rule"]
+
+
+def test_no_machine_path_and_no_pickle_in_tracked_text():
+    suffixes = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".json", ".csv", ".lock", ""}
+    for path in tracked():
+        if path.suffix in suffixes and path.name != "test_repository.py":
+            text = path.read_text(errors="ignore")
+            assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/\w", text), path
+            if path.suffix == ".py" and path.parent.name != "tests":
+                assert "pickle" not in text, path
+
+
+def test_readme_names_every_notebook_and_the_two_commands():
+    readme = (ROOT / "README.md").read_text()
+    for needed in ("make figures", "make test", 'mnemosyne.pretrained("coordinate")', *results.notebooks()):
+        assert needed in readme
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", readme):
+        assert (ROOT / link).exists(), link
+
+
+def test_every_module_is_small():
+    for path in (ROOT / "mnemosyne").rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 350, path

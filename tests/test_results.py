@@ -1,0 +1,190 @@
+import json
+import os
+import stat
+
+import matplotlib.pyplot as plt
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+from mnemosyne import plotting, reproduce, results
+from mnemosyne.results import Claim, open_run
+from mnemosyne.scale import SCALES, scale_named
+
+CELLS = {
+    "01_good": 'from mnemosyne.results import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
+    'run.claims([Claim(id="x", paper="p", rule="r", ours=f"seed {seed}", verdict="reproduced")])',
+    "02_bad": "print('before')\nraise RuntimeError('on purpose')",
+}
+
+
+def notebook(source):
+    cells = [nbformat.v4.new_code_cell('scale: str = "quick"\nseed: int = 0'), nbformat.v4.new_code_cell(source)]
+    cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "mnemosyne").mkdir()
+    for name, source in CELLS.items():
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
+    monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
+    return tmp_path
+
+
+def test_scales_divide():
+    for scale in SCALES.values():
+        assert scale.steps % scale.every == 0
+        assert scale.vit_steps % scale.every == 0
+        assert all(m % scale.every == 0 and m <= scale.steps for m in scale.marks)
+        assert scale.meta_iterations % 10 == 0
+
+
+def test_unknown_scale_seed_and_notebook_are_refused(checkout):
+    with pytest.raises(ValueError, match="unknown scale 'huge'; choose one of quick, laptop, paper"):
+        scale_named("huge")
+    with pytest.raises(ValueError, match="unknown scale"):
+        open_run("01_good", "huge")
+    for seed in (-1, True):
+        with pytest.raises(ValueError, match="seed must be a whole number"):
+            open_run("01_good", "quick", seed)
+    with pytest.raises(ValueError, match="no notebook '09_x'; there are 01_good, 02_bad"):
+        open_run("09_x")
+
+
+def test_root_outside_a_checkout(tmp_path, monkeypatch):
+    monkeypatch.delenv("MNEMOSYNE_ROOT", raising=False)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="MNEMOSYNE_ROOT"):
+        results.root()
+
+
+def test_parts_are_computed_once(checkout):
+    run, calls = open_run("01_good"), []
+
+    def compute():
+        calls.append(1)
+        return pd.DataFrame({"x": [0.1, 1 / 3]})
+
+    first, second = run.part("a", compute), run.part("a", compute)
+    assert len(calls) == 1
+    assert first.equals(second)
+    assert np.array_equal(first.x, [0.1, 1 / 3])
+    open_run("01_good", "quick", 1).part("a", compute)
+    assert len(calls) == 2
+
+
+def test_tables_say_how_they_came_and_do_not_change(checkout):
+    run, rows = open_run("01_good", seed=2), pd.DataFrame({"a": [1 / 3], "b": ["x"]})
+    back = run.table("t", rows)
+    path = checkout / "data/results/quick/t.csv"
+    before = path.read_bytes()
+    assert back.a[0] == pytest.approx(1 / 3, rel=1e-5)
+    run.table("t", rows)
+    assert path.read_bytes() == before
+    about = json.loads(path.with_suffix(".meta.json").read_text())
+    assert about["scale"]["data"] == "digits"
+    assert about["seed"] == 2
+    assert {"command", "versions", "device"} <= about.keys()
+    assert results.read_table("quick", "t").equals(back)
+    assert results.read_table("paper", "t") is None
+    assert len(run.close()) == 6
+
+
+def test_figures_are_the_same_bytes_each_time(checkout):
+    run, files = open_run("01_good"), []
+    for _ in range(2):
+        fig, ax = plt.subplots()
+        ax.plot([1, 2, 3])
+        run.figure("f", fig)
+        plt.close(fig)
+        files.append([(checkout / f"figures/quick/f.{e}").read_bytes() for e in ("png", "pdf")])
+    assert files[0] == files[1]
+
+
+def test_claims(checkout):
+    run = open_run("01_good")
+    claim = Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")
+    table = run.claims([claim])
+    assert list(table.verdict) == ["partly"]
+    assert results.read_claims("quick", "01_good")[0]["rule"] == "r"
+    with pytest.raises(ValueError, match="verdict 'great'"):
+        Claim(id="x", paper="p", rule="r", ours="o", verdict="great")
+
+
+def test_a_read_only_folder_is_named(checkout):
+    folder = checkout / "data"
+    folder.mkdir(exist_ok=True)
+    if os.geteuid() == 0:  # root may write anywhere: put a file in the folder's place instead
+        (folder / "results").write_text("")
+    else:
+        folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
+    with pytest.raises(PermissionError, match="cannot write results to"):
+        open_run("01_good")
+    folder.chmod(stat.S_IRWXU)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
+    assert reproduce.reproduce(only=("01",), seed=3) == 0
+    first = capsys.readouterr().out
+    assert "cell 2/" in first
+    assert "seed 3" in first
+    assert "reproduced" in first
+    assert reproduce.reproduce(only=("01",), seed=3) == 0
+    assert "cached" in capsys.readouterr().out
+    assert reproduce.reproduce(only=("01",), seed=4) == 0
+    assert "ran" in capsys.readouterr().out
+
+    kept = (checkout / "data/results/quick/01_good.claims.json").read_bytes()
+    assert reproduce.reproduce(only=("02", "01_good"), force=True, keep_going=True) == 1
+    told = capsys.readouterr().out
+    assert "RuntimeError: on purpose" in told
+    copy = nbformat.read(checkout / "data/cache/executed/quick/02_bad.ipynb", as_version=4)
+    assert any("before" in str(c.get("outputs")) for c in copy.cells)
+    assert (checkout / "data/results/quick/01_good.claims.json").read_bytes() != b""
+    assert kept
+
+
+def test_reproduce_refuses_what_is_not_there(checkout):
+    with pytest.raises(ValueError, match="no notebook 07; there are 01_good, 02_bad"):
+        reproduce.reproduce(only=("07",))
+    with pytest.raises(ValueError, match="unknown scale"):
+        reproduce.reproduce(scale="tiny")
+    with pytest.raises(ValueError, match="drop --in-place"):
+        reproduce.reproduce(scale="laptop", in_place=True)
+
+
+def test_tidy_removes_when_and_where():
+    nb = notebook("1")
+    nb.metadata["papermill"] = {"output_path": "somewhere"}
+    nb.cells[1].metadata["papermill"] = {"duration": 1.0}
+    tidied = reproduce.tidy(nb)
+    assert "papermill" not in json.dumps(tidied)
+    assert tidied.cells[0].metadata["tags"] == ["parameters"]
+
+
+def test_plots_draw_every_series():
+    steps = np.tile([20, 40, 60], 4)
+    rows = pd.DataFrame({"optimizer": ["Adam"] * 6 + ["Mnemosyne"] * 6, "rate": [0.1] * 6 + [1.0] * 6})
+    rows = rows.assign(step=steps, seed=np.repeat([0, 1, 0, 1], 3), loss=np.linspace(2, 1, 12))
+    fig, axes = plt.subplots(1, 5)
+    plotting.curves(axes[0], rows, "loss")
+    assert [line.get_label() for line in axes[0].lines] == ["Adam 1e-1", "Mnemosyne"]
+    sweep = pd.concat([rows, rows[rows.optimizer == "Adam"].assign(rate=0.01)])
+    plotting.rate_sweep(axes[1], sweep[sweep.step == 60], "loss")
+    assert {"Mnemosyne, untuned", "Adam"} == set(axes[1].get_legend_handles_labels()[1])
+    plotting.meta_curve(axes[2], pd.DataFrame({"iteration": [1, 2], "loss": [2.0, 1.0]}), label="a")
+    plotting.bars(axes[3], np.array([1.0, -1.0]), "bars")
+    plotting.heat(axes[4], np.eye(2), "heat")
+    assert axes[2].lines[0].get_ydata().tolist() == [2.0, 1.0]
+    assert len(axes[3].patches) == 2
+    assert axes[4].images[0].get_clim() == (-1.0, 1.0)
+    fig, ax = plotting.canvas(2, 1)
+    plotting.box(ax, 0, 0, 1, 1, "box")
+    plotting.arrow(ax, (0, 0), (1, 1), "arrow")
+    assert [t.get_text() for t in ax.texts] == ["box", "arrow"]
+    plt.close("all")

@@ -1,0 +1,177 @@
+import gzip
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnemosyne.tasks import data, sets
+from mnemosyne.tasks.builder import read_idx
+from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
+
+
+def idx(array):
+    header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
+    return gzip.compress(header + array.tobytes(), mtime=0)
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    """A data set of 30 + 10 images in the originals' format, and its source."""
+    rng = np.random.default_rng(0)
+    contents = [
+        idx(rng.integers(0, 256, (30, 28, 28), dtype=np.uint8)),
+        idx(np.arange(30, dtype=np.uint8) % 10),
+        idx(rng.integers(0, 256, (10, 28, 28), dtype=np.uint8)),
+        idx(np.arange(10, dtype=np.uint8)),
+    ]
+    names = [o.file for o in data.SOURCES["mnist"].files]
+    files = tuple(
+        data.Original(n, hashlib.sha256(c).hexdigest(), len(c)) for n, c in zip(names, contents, strict=True)
+    )
+    monkeypatch.setitem(data.SOURCES, "tiny", data.Source("none", (tmp_path / "web").as_uri() + "/", files, 5))
+    for folder in (tmp_path / "web", tmp_path / "data" / "tiny"):
+        folder.mkdir(parents=True)
+        for name, content in zip(names, contents, strict=True):
+            (folder / name).write_bytes(content)
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("MNEMOSYNE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data" / "tiny"
+
+
+def test_originals_become_arrays_through_tfds_without_tensorflow(tiny):
+    loaded = data.load("tiny")
+    images, labels = (read_idx(tiny / data.SOURCES["tiny"].files[i].file) for i in (0, 1))
+    assert loaded.train.images.shape == (25, 28, 28, 1)
+    assert loaded.validation.images.shape == (5, 28, 28, 1)
+    assert loaded.test.images.shape == (10, 28, 28, 1)
+    together = np.concatenate([loaded.train.images, loaded.validation.images])[..., 0]
+    # tensorflow-datasets shuffles once, always in the same way; the images and labels stay together.
+    order = [int(np.flatnonzero((images == x).all((1, 2)))[0]) for x in together]
+    assert sorted(order) == list(range(30))
+    assert np.array_equal(np.concatenate([loaded.train.labels, loaded.validation.labels]), labels[order])
+    again = data.load("tiny")
+    assert np.array_equal(again.train.images, loaded.train.images)
+
+
+def test_missing_and_damaged_originals_are_named(tiny):
+    first, second = (tiny / data.SOURCES["tiny"].files[i].file for i in (0, 1))
+    first.unlink()
+    second.write_bytes(second.read_bytes()[:-3])
+    with pytest.raises(data.DataError) as error:
+        data.load("tiny")
+    message = str(error.value)
+    assert f"{first}: missing; sha256 {data.SOURCES['tiny'].files[0].sha256}" in message
+    assert f"{second}: damaged" in message
+    assert "python -m mnemosyne data fetch tiny" in message
+    assert "MNEMOSYNE_DATA" in message
+
+
+def test_fetch_downloads_checks_and_leaves_nothing_half_done(tiny, tmp_path):
+    for path in tiny.iterdir():
+        path.unlink()
+    assert data.fetch("tiny") == tiny
+    data.verify("tiny")
+    (tiny / data.SOURCES["tiny"].files[0].file).unlink()
+    served = tmp_path / "web" / data.SOURCES["tiny"].files[0].file
+    served.write_bytes(b"not it")
+    with pytest.raises(data.DataError, match="not the published file"):
+        data.fetch("tiny")
+    served.unlink()
+    with pytest.raises(data.DataError, match="could not download"):
+        data.fetch("tiny")
+    assert len(list(tiny.iterdir())) == 3
+
+
+def test_absent_mnist_is_an_error_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "nowhere"))
+    monkeypatch.setenv("MNEMOSYNE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(data.DataError, match=r"(?s)mnist is not usable.*440fcabf73cc"):
+        data.load("mnist")
+
+
+def test_an_unknown_data_set_lists_those_there_are():
+    with pytest.raises(data.DataError, match="digits, mnist, fashion_mnist"):
+        data.load("imagenet")
+
+
+@pytest.mark.skipif(
+    not (data.originals() / "mnist" / "train-images-idx3-ubyte.gz").exists(), reason="no MNIST originals here"
+)
+def test_real_mnist_has_its_published_statistics():
+    mnist = data.load("mnist")
+    assert len(mnist.train.labels) == 55_000
+    assert abs(mnist.mean - 0.1307) < 5e-4
+    assert abs(mnist.std - 0.3081) < 5e-4
+
+
+def test_digits(digits):
+    assert [len(s.labels) for s in (digits.train, digits.validation, digits.test)] == [1197, 300, 300]
+    images, labels = data.draw(digits, digits.train, jax.random.key(0), 500)
+    assert images.shape == (500, 8, 8, 1)
+    assert images.dtype == jnp.float32
+    assert abs(float(images.mean())) < 0.1
+    assert abs(float(images.std()) - 1) < 0.1
+    assert set(np.asarray(labels)) == set(range(10))
+
+
+def test_pooling_is_a_mean(digits):
+    pooled = data.pool(digits, 2)
+    assert pooled.name == "digits/2"
+    block = np.asarray(digits.train.images[0, :2, 2:4, 0], np.float32).mean()
+    assert abs(float(pooled.train.images[0, 0, 1, 0]) - block) <= 0.5
+
+
+SPECS = [MLPSpec((20, 28), "relu"), MLPSpec((20,), "sigmoid"), ViTSpec(2, 3, 16, 8, 24, patch=2)]
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_a_task_learns(digits, spec):
+    task = classify(digits, spec)
+    params = task.init(jax.random.key(0))
+    tx = optax.adam(1e-2)
+
+    def step(carry, key):
+        params, state = carry
+        loss, g = jax.value_and_grad(task.loss)(params, task.batch(task.data, key))
+        u, state = tx.update(g, state)
+        return (optax.apply_updates(params, u), state), loss
+
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jax.random.split(jax.random.key(1), 150)))
+    (after, _), losses = run(params)
+    assert np.mean(losses[-10:]) < 0.6 * float(losses[0])
+    before, later = (jax.jit(task.metrics)(p, task.data) for p in (params, after))
+    assert later["accuracy"] > before["accuracy"] + 0.2
+    assert later["loss"] < before["loss"]
+
+
+def test_parameter_counts_by_hand():
+    count = lambda module, shape: sum(
+        p.size for p in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape)))
+    )
+    assert count(MLP((20,), "sigmoid"), (1, 28, 28, 1)) == 784 * 20 + 20 + 200 + 10
+    d, h, e, m, tokens, patch = 16, 2, 8, 16, 16, 7
+    attention = 3 * (d * h * e + h * e) + h * e * d + d
+    block = attention + 2 * 2 * d + d * m + m + m * d + d
+    vit = patch * patch * d + d + tokens * d + 3 * block + 2 * d + d * 10 + 10
+    assert count(ViT(3, h, d, e, m, patch), (1, 28, 28, 1)) == vit
+
+
+def test_patches_that_do_not_tile_are_refused(digits):
+    with pytest.raises(ValueError, match="patches of 3 do not tile"):
+        classify(digits, ViTSpec(1, 1, 8, 8, 8, patch=3)).init(jax.random.key(0))
+
+
+def test_held_out_networks_are_in_no_other_set():
+    seen = {str(spec) for spec, _ in (*sets.META_TRAIN, *sets.META_VALIDATION)}
+    held = {str(spec) for spec in (*sets.FIG10, sets.held_out_vit(7))}
+    assert not seen & held
+    assert not {s for s, _ in sets.META_TRAIN} & {s for s, _ in sets.META_VALIDATION}
+
+
+def test_sets_build(digits):
+    tasks = sets.build([m for m in sets.META_TRAIN if isinstance(m[0], MLPSpec)], digits)
+    assert [t.name for t in tasks] == ["mlp 24 sigmoid digits", "mlp 20+28 relu digits/2", "mlp 36 sigmoid digits/2"]
+    assert len({t.name for t in tasks}) == len(tasks)
