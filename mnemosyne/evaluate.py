@@ -19,11 +19,12 @@ class Contender(NamedTuple):
     name: str
     make: Callable[[float], optax.GradientTransformation]  # learning rate → optimizer
     rates: tuple[float, ...]
+    weights: str = ""  # what tells a learned optimizer from another of the same name
 
 
-def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
+def untuned(name: str, tx: optax.GradientTransformation, weights: str = "") -> Contender:
     """An optimizer without a learning rate: one run, no grid. Its rate is written as 1."""
-    return Contender(name, lambda rate: tx, (1.0,))
+    return Contender(name, lambda rate: tx, (1.0,), weights)
 
 
 def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int, every: int) -> pd.DataFrame:

@@ -7,9 +7,9 @@ Adam step on
 
 where the expert is Adam at rate η on the same, on-policy gradients. With second derivatives of the optimizee
 dropped, as is usual since Andrychowicz et al. 2016, the window's meta-gradient is that of Σ_s u_s · G_s with
-G_s = Σ_{t>s} g_t. Tasks are weighed by 1 / Σ_s |u_expert,s · G_s|, each in units of its own. So windows are rolled out without differentiation, and only the memory's parallel form is
+G_s = Σ_{t>s} g_t. So windows are rolled out without differentiation, and only the memory's parallel form is
 differentiated, on a random sample of coordinates: the same gradient in expectation, at a cost that does not
-grow with the optimizee.
+grow with the optimizee. Tasks are weighed by 1 / Σ_s |u_expert,s · G_s|, each in units of its own.
 """
 
 import json

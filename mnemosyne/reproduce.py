@@ -13,7 +13,7 @@ import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from mnemosyne import results
+from mnemosyne import results, zoo
 from mnemosyne.scale import scale_named
 
 
@@ -110,9 +110,10 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
 
 
 def fingerprint(source: Path, scale: str, seed: int) -> str:
-    """What a notebook's results depend on: its code cells, the package, its parameters, versions."""
+    """What a notebook's results depend on: its code cells, its parameters, the package and its weights."""
     cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
-    text = json.dumps([cells, scale, seed, results.package_hash()])
+    weights = [zoo.digest(name) for name in zoo.available()]
+    text = json.dumps([cells, scale, seed, results.source_hash(), weights])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -20,11 +19,16 @@ import jax
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from mnemosyne.evaluate import Contender, train
 from mnemosyne.provenance import device, versions
 from mnemosyne.scale import Scale, scale_named
+from mnemosyne.types import Task
 
-PRESENTATION = {"__init__.py", "__main__.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
-"""Modules that compute no number, so that a change of theirs makes none stale."""
+PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
+"""Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
+
+NOT_IN_TRAINING = {*PRESENTATION, "metatrain.py", "recipes.py", "scale.py", "store.py", "zoo.py"}
+"""Nor do these take part when a network is trained by an optimizer that is given."""
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
 
@@ -85,16 +89,18 @@ class Run:
     def figures(self) -> Path:
         return root() / "figures" / self.scale.name
 
-    def part(self, name: str, compute: Callable[[], pd.DataFrame]) -> pd.DataFrame:
-        """Compute rows once: a second call, in this process or a later one, reads what the first wrote.
+    def train(self, task: Task, contender: Contender, steps: int) -> pd.DataFrame:
+        """`evaluate.train` at this scale and with this run's seeds, once.
 
-        The key is the name, the notebook, scale and seed, the package's sources and weights, and versions.
+        A second call, in this process or a later one, reads what the first wrote, so a killed run goes on from
+        there. The key is task, contender and its weights, sizes and seeds, the code that trains, and versions.
         """
-        key = hashlib.sha256(f"{name} {self.notebook} {self.scale} {self.seed} {package_hash()}".encode())
-        path = root() / "data" / "cache" / f"{key.hexdigest()[:24]}.csv"
+        what = [task.name, contender.name, contender.weights, contender.rates, steps, self.scale.every, self.seeds]
+        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_TRAINING)}".encode())
+        path = root() / "data" / "cache" / "runs" / f"{key.hexdigest()[:24]}.csv"
         if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, compute().to_csv(index=False))
+            rows = train(task, contender, seeds=self.seeds, steps=steps, every=self.scale.every)
+            _write(path, rows.to_csv(index=False))
         return pd.read_csv(path)
 
     def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
@@ -173,11 +179,11 @@ def read_table(scale: str, id: str) -> pd.DataFrame | None:
     return pd.read_csv(path) if path.exists() else None
 
 
-def package_hash() -> str:
-    """A hash of what numbers depend on: the code that computes, the weights, Python, versions and backend."""
+def source_hash(apart_from: set[str] = PRESENTATION) -> str:
+    """A hash of the package's code but some modules, and of Python, versions and backend."""
     digest = hashlib.sha256(f"{sys.version} {versions()} {jax.default_backend()}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*")):
-        if path.suffix in {".py", ".safetensors"} and path.name not in PRESENTATION:
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        if path.name not in apart_from:
             digest.update(path.read_bytes())
     return digest.hexdigest()
 

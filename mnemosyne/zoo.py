@@ -1,6 +1,7 @@
 """Meta-trained weights that ship inside the package: safetensors files, each with a card."""
 
 import difflib
+import hashlib
 import json
 from dataclasses import asdict
 from importlib import resources
@@ -12,6 +13,7 @@ import pandas as pd
 
 from mnemosyne import store
 from mnemosyne.coordinate import Config, coordinate_rule
+from mnemosyne.evaluate import Contender, untuned
 from mnemosyne.optimizer import mnemosyne
 from mnemosyne.types import Theta
 
@@ -59,6 +61,16 @@ def path_of(name: str) -> Path:
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(f"no weights named {name!r}{hint} There are: {', '.join(available())}.")
     return folder() / f"{name}.safetensors"
+
+
+def contender(name: str, label: str) -> Contender:
+    """Shipped weights as an entrant of `evaluate.train`, under a label for tables and figures."""
+    return untuned(label, pretrained(name), digest(name))
+
+
+def digest(name: str) -> str:
+    """SHA-256 of a weights file."""
+    return hashlib.sha256(path_of(name).read_bytes()).hexdigest()
 
 
 def card(name: str) -> str:

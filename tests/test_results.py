@@ -9,8 +9,10 @@ import pandas as pd
 import pytest
 
 from mnemosyne import plotting, reproduce, results
+from mnemosyne.evaluate import Contender
 from mnemosyne.results import Claim, open_run
 from mnemosyne.scale import SCALES, scale_named
+from mnemosyne.types import Task
 
 CELLS = {
     "01_good": 'from mnemosyne.results import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
@@ -62,19 +64,26 @@ def test_root_outside_a_checkout(tmp_path, monkeypatch):
         results.root()
 
 
-def test_parts_are_computed_once(checkout):
-    run, calls = open_run("01_good"), []
+def test_runs_are_computed_once(checkout, monkeypatch):
+    calls = []
 
-    def compute():
-        calls.append(1)
+    def train(task, contender, *, seeds, steps, every):
+        calls.append((task, contender, seeds, steps, every))
         return pd.DataFrame({"x": [0.1, 1 / 3]})
 
-    first, second = run.part("a", compute), run.part("a", compute)
+    monkeypatch.setattr(results, "train", train)
+    run, task, adam = open_run("01_good"), Task("t", *[None] * 5), Contender("Adam", None, (0.1, 0.01))
+    first, second = run.train(task, adam, 40), run.train(task, adam, 40)
     assert len(calls) == 1
+    assert calls[0][2:] == ((0, 1, 2), 40, 20)
     assert first.equals(second)
     assert np.array_equal(first.x, [0.1, 1 / 3])
-    open_run("01_good", "quick", 1).part("a", compute)
-    assert len(calls) == 2
+    for other in (adam._replace(rates=(0.1,)), adam._replace(weights="other"), adam._replace(name="B")):
+        run.train(task, other, 40)
+    run.train(task, adam, 60)
+    open_run("01_good", "quick", 1).train(task, adam, 40)
+    assert len(calls) == 6
+    assert calls[-1][2] == (1000, 1001, 1002)
 
 
 def test_tables_say_how_they_came_and_do_not_change(checkout):
@@ -171,7 +180,7 @@ def test_plots_draw_every_series():
     steps = np.tile([20, 40, 60], 4)
     rows = pd.DataFrame({"optimizer": ["Adam"] * 6 + ["Mnemosyne"] * 6, "rate": [0.1] * 6 + [1.0] * 6})
     rows = rows.assign(step=steps, seed=np.repeat([0, 1, 0, 1], 3), loss=np.linspace(2, 1, 12))
-    fig, axes = plt.subplots(1, 5)
+    _, axes = plt.subplots(1, 5)
     plotting.curves(axes[0], rows, "loss")
     assert [line.get_label() for line in axes[0].lines] == ["Adam 1e-1", "Mnemosyne"]
     sweep = pd.concat([rows, rows[rows.optimizer == "Adam"].assign(rate=0.01)])
@@ -183,7 +192,7 @@ def test_plots_draw_every_series():
     assert axes[2].lines[0].get_ydata().tolist() == [2.0, 1.0]
     assert len(axes[3].patches) == 2
     assert axes[4].images[0].get_clim() == (-1.0, 1.0)
-    fig, ax = plotting.canvas(2, 1)
+    _, ax = plotting.canvas(2, 1)
     plotting.box(ax, 0, 0, 1, 1, "box")
     plotting.arrow(ax, (0, 0), (1, 1), "arrow")
     assert [t.get_text() for t in ax.texts] == ["box", "arrow"]

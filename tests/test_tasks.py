@@ -28,9 +28,7 @@ def tiny(tmp_path, monkeypatch):
         idx(np.arange(10, dtype=np.uint8)),
     ]
     names = [o.file for o in data.SOURCES["mnist"].files]
-    files = tuple(
-        data.Original(n, hashlib.sha256(c).hexdigest(), len(c)) for n, c in zip(names, contents, strict=True)
-    )
+    files = tuple(data.Original(n, hashlib.sha256(c).hexdigest(), len(c)) for n, c in zip(names, contents, strict=True))
     monkeypatch.setitem(data.SOURCES, "tiny", data.Source("none", (tmp_path / "web").as_uri() + "/", files, 5))
     for folder in (tmp_path / "web", tmp_path / "data" / "tiny"):
         folder.mkdir(parents=True)
