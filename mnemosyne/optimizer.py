@@ -7,6 +7,8 @@ is a chain of three parts, each of which can be swapped or used alone:
     zero_nonfinite()  →  scale_by_tensor_rms()  →  scale_by_rule(theta, coordinate_rule(config))
 """
 
+import itertools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -136,15 +138,47 @@ def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
         del params
         gradients, outer = jax.tree.flatten(updates)
         fields = [outer.flatten_up_to(tree) for tree in inner.flatten_up_to(state.memory)]
-        memories, steps = [], []
-        for i, g in enumerate(gradients):
-            memory, step = rule.step(theta, inner.unflatten([f[i] for f in fields]), g)
-            memories.append(inner.flatten_up_to(memory))
-            steps.append(step)
-        fields = [outer.unflatten([m[j] for m in memories]) for j in range(inner.num_leaves)]
-        return outer.unflatten(steps), ScaleByRuleState(memory=inner.unflatten(fields))
+        steps, after = list(gradients), [list(field) for field in fields]
+        for batch in batches(gradients):
+            shapes = [gradients[i].shape for i in batch]
+            memory = inner.unflatten([join([field[i] for i in batch], shapes) for field in fields])
+            memory, step = rule.step(theta, memory, join([gradients[i] for i in batch], shapes))
+            for out, joined in zip([steps, *after], [step, *inner.flatten_up_to(memory)], strict=True):
+                for i, part in zip(batch, split(joined, shapes), strict=True):
+                    out[i] = part
+        return outer.unflatten(steps), ScaleByRuleState(inner.unflatten([outer.unflatten(f) for f in after]))
 
     return optax.GradientTransformation(init, update)
+
+
+SMALL = 4096
+"""Tensors below so many elements go through the rule together."""
+
+
+def batches(tensors: list[Array]) -> list[list[int]]:
+    """Which tensors go through the rule in one call: each large one alone, all small ones together.
+
+    A network has few large tensors and many small ones. Apart, each small one would cost as much to compile and
+    to launch as a large one; together they cost one copy of a small state.
+    """
+    small = [i for i, t in enumerate(tensors) if t.size < SMALL]
+    return [[i] for i, t in enumerate(tensors) if t.size >= SMALL] + ([small] if small else [])
+
+
+def join(arrays: list[Array], shapes: list[tuple]) -> Array:
+    """Lay arrays [*shape …] of different shapes end to end: [p …]. A single one stays as it is."""
+    if len(arrays) == 1:
+        return arrays[0]
+    flat = [a.reshape(math.prod(s), *a.shape[len(s) :]) for a, s in zip(arrays, shapes, strict=True)]
+    return jnp.concatenate(flat)
+
+
+def split(joined: Array, shapes: list[tuple]) -> list[Array]:
+    """Undo `join`."""
+    if len(shapes) == 1:
+        return [joined]
+    parts = jnp.split(joined, list(itertools.accumulate(math.prod(s) for s in shapes))[:-1])
+    return [part.reshape(*s, *joined.shape[1:]) for part, s in zip(parts, shapes, strict=True)]
 
 
 def mnemosyne(

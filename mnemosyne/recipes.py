@@ -99,7 +99,7 @@ def write_card(
         "",
         f"Weights of a coordinate-wise Mnemosyne, {RULES[name]}.",
         "",
-        f"- **Command**: `python -m mnemosyne meta-train {name}` and the values below.",
+        f"- **Command**: `{command(name, meta)}`",
         f"- **Data**: {dataset}, training split without its 5,000 validation images; batches of 64.",
         f"- **Meta-training tasks**: {_list(sets.META_TRAIN)}.",
         f"- **Meta-training**: `{json.dumps(asdict(meta))}`",
@@ -109,8 +109,9 @@ def write_card(
         f"- **Time**: {sum(row['seconds'] for row in log) / 60:.0f} minutes on {device()}.",
         f"- **Versions**: {versions()}.",
         f"- **Seed**: {meta.seed}. One meta-seed; another may do better or worse.",
-        "- **Differences from the paper**: odd by construction (u(−g) = −u(g)); each tensor's gradient is divided "
-        "by its running size; meta-learning rate and imitation weight as above, the paper stating 3e-4 and nothing.",
+        "- **Differences from the paper**: odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its "
+        "running size; tasks weighed by what the expert's updates are worth to each; expert rate and meta-rate as "
+        "above (the paper: 3e-2 and 3e-4).",
         "- **Licence**: Apache-2.0, as the package.",
         "",
         "## Meta-training curve",
@@ -135,6 +136,13 @@ def write_card(
         "",
     ]
     return "\n".join(lines)
+
+
+def command(name: str, meta: MetaConfig) -> str:
+    """The shell command that makes these weights: flags for what is not a default."""
+    standard, chosen = asdict(MetaConfig()), asdict(meta)
+    flags = [f"--{k.replace('_', '-')} {v}" for k, v in chosen.items() if v != standard[k]]
+    return " ".join(["python -m mnemosyne meta-train", name, *flags])
 
 
 def _list(members) -> str:

@@ -11,7 +11,7 @@ from flax.training.train_state import TrainState
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mnemosyne
-from mnemosyne import zoo
+from mnemosyne import optimizer, zoo
 from mnemosyne.coordinate import COORDINATE, LIGHT, coordinate_rule
 from mnemosyne.optimizer import drop_in, scale_by_tensor_rms, zero_nonfinite
 
@@ -152,7 +152,7 @@ def test_vmap_over_runs_equals_separate_runs(tx):
 def test_sharded_parameters_get_the_same_updates(tx):
     assert jax.device_count() == 8
     mesh = Mesh(np.array(jax.devices()), ("x",))
-    params = {"w": jax.random.normal(jax.random.key(0), (16, 4)), "b": jnp.ones(8)}
+    params = {"w": jax.random.normal(jax.random.key(0), (1024, 8)), "b": jnp.ones(8)}
     sharding = {"w": NamedSharding(mesh, PartitionSpec("x")), "b": NamedSharding(mesh, PartitionSpec("x"))}
     grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
 
@@ -164,7 +164,7 @@ def test_sharded_parameters_get_the_same_updates(tx):
     plain, _ = two_steps(params, grads)
     spread, state = two_steps(*(jax.device_put(t, sharding) for t in (params, grads)))
     same(spread, plain, rtol=1e-4, atol=1e-7)
-    memory = [s for s in jax.tree.leaves(state) if s.ndim > 2 and s.shape[0] == 16]
+    memory = [s for s in jax.tree.leaves(state) if s.ndim > 2 and s.shape[0] == 1024]
     assert memory
     assert all(len({d.device for d in s.addressable_shards}) == 8 for s in memory)
 
@@ -237,6 +237,22 @@ def test_weights_of_other_sizes_are_refused():
 def test_an_empty_tree_is_fine(tx):
     updates, _ = tx.update({}, tx.init({}))
     assert updates == {}
+
+
+def test_small_tensors_go_together_and_large_ones_alone(theta, config, monkeypatch):
+    params = {"a": jnp.ones((3, 2)), "b": jnp.ones(7), "c": jnp.array(1.0), "d": jnp.ones((0, 4))}
+    grads = jax.tree.map(lambda p: jnp.cos(jnp.arange(p.size, dtype=jnp.float32)).reshape(p.shape), params)
+    seen = []
+    for limit, wanted in ((4096, 1), (7, 2), (0, 4)):
+        monkeypatch.setattr(optimizer, "SMALL", limit)
+        assert len(optimizer.batches(jax.tree.leaves(params))) == wanted
+        tx = drop_in(theta, coordinate_rule(config))
+        state = tx.init(params)
+        for _ in range(2):
+            updates, state = jax.jit(tx.update)(grads, state)
+        seen.append((updates, state))
+    for other in seen[1:]:
+        same(seen[0], other, rtol=1e-4, atol=1e-7)
 
 
 def test_nonfinite_counts():
