@@ -33,8 +33,9 @@ figures: env
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest --cov=mnemosyne --cov-report=term --cov-fail-under=90
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env -x -p no:cacheprovider notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=mnemosyne --cov-report=term --cov-fail-under=90
+	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest --nbval-lax --nbval-current-env -x notebooks
+	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest tests/after_notebooks.py
 
 notebooks: env
 	$(BIN)/python -m mnemosyne reproduce --in-place

@@ -6,12 +6,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
 from mnemosyne import store
 from mnemosyne.coordinate import COORDINATE, LIGHT, Config, coordinate_rule
-from mnemosyne.evaluate import train, untuned
+from mnemosyne.evaluate import Contender, train
 from mnemosyne.metatrain import MetaConfig, meta_train
 from mnemosyne.optimizer import mnemosyne
 from mnemosyne.provenance import device, versions
@@ -27,7 +28,7 @@ class Selection:
 
     marks: tuple[int, ...] = (100, 300)  # training steps at which losses count
     seeds: tuple[int, ...] = (0,)
-    snapshots: int = 6  # the run's last ones, 100 iterations apart
+    snapshots: int = 4  # the run's last ones, 100 iterations apart
 
 
 def make_weights(
@@ -72,18 +73,22 @@ def select(name: str, out: Path, images: data.Dataset, selection: Selection) -> 
     """Score a run's last snapshots on the validation tasks: rows (snapshot, iteration, score, <task> …)."""
     config = RULES[name]
     like = jax.eval_shape(coordinate_rule(config).init, jax.random.key(0))
-    tasks = sets.build(sets.META_VALIDATION, images)
+    paths = sorted(out.glob("theta-*.safetensors"))[-selection.snapshots :]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *(store.load_tree(path, like) for path in paths))
+    # All snapshots in one program: the "rate" is a snapshot's number.
+    contender = Contender(
+        name, lambda i: mnemosyne(jax.tree.map(lambda a: a[i], stacked), config), tuple(range(len(paths)))
+    )
     every = int(np.gcd.reduce(selection.marks))
-    rows = []
-    for path in sorted(out.glob("theta-*.safetensors"))[-selection.snapshots :]:
-        contender = untuned(path.stem, mnemosyne(store.load_tree(path, like), config))
-        row = {"snapshot": path.name, "iteration": int(path.stem.split("-")[1])}
-        for task in tasks:
-            runs = train(task, contender, seeds=selection.seeds, steps=max(selection.marks), every=every)
-            losses = runs[runs.step.isin(selection.marks)].train_loss.to_numpy()
-            row[task.name] = float(np.log(losses).mean()) if np.isfinite(losses).all() else np.inf
-        rows.append({**row, "score": float(np.mean([row[t.name] for t in tasks]))})
-    tried = pd.DataFrame(rows)
+    scores = {}
+    for task in sets.build(sets.META_VALIDATION, images):
+        runs = train(task, contender, seeds=selection.seeds, steps=max(selection.marks), every=every)
+        at = runs[runs.step.isin(selection.marks)]
+        scores[task.name] = at.groupby("rate").train_loss.agg(lambda v: np.log(v.to_numpy()).mean())  # NaN stays NaN
+    tried = pd.DataFrame(scores).fillna(np.inf)
+    tried.insert(0, "score", tried.mean(axis=1))
+    tried.insert(0, "iteration", [int(path.stem.split("-")[1]) for path in paths])
+    tried.insert(0, "snapshot", [path.name for path in paths])
     tried.to_csv(out / "selection.csv", index=False)
     return tried
 
@@ -94,6 +99,10 @@ def write_card(
     """The card: what these weights are and how they came, in Markdown."""
     best = tried.loc[tried.score.idxmin()]
     curve = [log[i] for i in np.unique(np.linspace(0, len(log) - 1, 16).astype(int))]
+    reached = log[-1]["iteration"]
+    stopped = [
+        f"- **Stopped** at iteration {reached} of {meta.iterations}; the learning rate's schedule is the whole's."
+    ]
     lines = [
         f"# {name}",
         "",
@@ -106,11 +115,12 @@ def write_card(
         f"- **Snapshot**: iteration {int(best.iteration)}, chosen among the last {len(tried)} by mean log training "
         f"loss at steps {', '.join(map(str, selection.marks))} on validation tasks {_list(sets.META_VALIDATION)}, "
         f"seeds {list(selection.seeds)}. No network of Fig. 3 or Fig. 10 took part.",
+        *(stopped if reached < meta.iterations else []),
         f"- **Time**: {sum(row['seconds'] for row in log) / 60:.0f} minutes on {device()}.",
         f"- **Versions**: {versions()}.",
         f"- **Seed**: {meta.seed}. One meta-seed; another may do better or worse.",
-        "- **Differences from the paper**: odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its "
-        "running size; tasks weighed by what the expert's updates are worth to each; expert rate and meta-rate as "
+        "- **Differences from the paper**: odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by "
+        "its running size; tasks weighed by what the expert's updates are worth to each; expert rate and meta-rate as "
         "above (the paper: 3e-2 and 3e-4).",
         "- **Licence**: Apache-2.0, as the package.",
         "",

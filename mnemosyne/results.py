@@ -49,6 +49,11 @@ def root() -> Path:
     )
 
 
+def output() -> Path:
+    """Where runs write: `$MNEMOSYNE_OUTPUT`, or the checkout."""
+    return Path(os.environ.get("MNEMOSYNE_OUTPUT") or root())
+
+
 @dataclass(frozen=True)
 class Claim:
     """One statement of the paper, and what we found (ids: README)."""
@@ -83,11 +88,11 @@ class Run:
 
     @property
     def tables(self) -> Path:
-        return root() / "data" / "results" / self.scale.name
+        return output() / "data" / "results" / self.scale.name
 
     @property
     def figures(self) -> Path:
-        return root() / "figures" / self.scale.name
+        return output() / "figures" / self.scale.name
 
     def train(self, task: Task, contender: Contender, steps: int) -> pd.DataFrame:
         """`evaluate.train` at this scale and with this run's seeds, once.

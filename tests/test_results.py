@@ -124,6 +124,13 @@ def test_claims(checkout):
         Claim(id="x", paper="p", rule="r", ours="o", verdict="great")
 
 
+def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_OUTPUT", str(tmp_path / "elsewhere"))
+    open_run("01_good").table("t", pd.DataFrame({"a": [1.0]}))
+    assert (tmp_path / "elsewhere" / "data/results/quick/t.csv").exists()
+    assert not (checkout / "data/results/quick/t.csv").exists()
+
+
 def test_a_read_only_folder_is_named(checkout):
     folder = checkout / "data"
     folder.mkdir(exist_ok=True)
