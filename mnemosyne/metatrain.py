@@ -230,7 +230,7 @@ class Trainer(NamedTuple):
             inputs, ahead, wanted = (a[:, pick] for a in windows)
             start = jax.tree.map(lambda a, p=pick: a.reshape(-1, *a.shape[2:])[p], memory)
             spread = 1.0 / (len(rollouts) * n * chance * windows[0].shape[1])  # mean over all coordinates
-            samples.append((start, inputs, ahead / (n * chance), wanted, spread))
+            samples.append((start, inputs, ahead / (n * chance)[None], wanted, spread))
         starts, *rest = zip(*samples, strict=True)
         start = jax.tree.map(lambda *a: jnp.concatenate(a), *starts)
         inputs, ahead, wanted, spread = (jnp.concatenate(a, axis=-1) for a in rest)

@@ -28,7 +28,7 @@ class Selection:
 
     marks: tuple[int, ...] = (100, 300)  # training steps at which losses count
     seeds: tuple[int, ...] = (0,)
-    snapshots: int = 4  # the run's last ones, 100 iterations apart
+    snapshots: int = 8  # the last so many, 100 iterations apart
 
 
 def make_weights(

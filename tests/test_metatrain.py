@@ -9,7 +9,7 @@ import pytest
 
 from mnemosyne import store
 from mnemosyne.coordinate import Config, coordinate_rule
-from mnemosyne.metatrain import MetaConfig, Rollout, Trainer, meta_train, read_log
+from mnemosyne.metatrain import MetaConfig, Rollout, Trainer, meta_train, read_log, sample_coordinates
 from mnemosyne.optimizer import scale_by_tensor_rms
 from mnemosyne.types import Task
 
@@ -81,15 +81,23 @@ def test_sizes_that_do_not_divide_are_refused(change, message):
         meta_train(coordinate_rule(SMALL), TASKS, replace(META, **change), chunk=2)
 
 
+@pytest.fixture
+def all_coordinates(monkeypatch):
+    """Each coordinate once, instead of a random draw: TASKS[0] has 2 replicas × 3 parameters."""
+    everyone = lambda key, ahead, n: (jnp.arange(n), jnp.full(n, 1 / ahead.shape[1]))
+    monkeypatch.setattr("mnemosyne.metatrain.sample_coordinates", everyone)
+    return {"coordinates": 6}
+
+
 def trainer(**change):
     config = replace(META, **{"coordinates": 1000, **change})
     return Trainer(coordinate_rule(SMALL), TASKS[:1], config, scale_by_tensor_rms())
 
 
-def test_factorised_gradient_is_truncated_backpropagation():
+def test_factorised_gradient_is_truncated_backpropagation(all_coordinates):
     """∇_θ of the window's mean loss, by differentiating through the unrolled run with the optimizee's gradients
     held constant as functions of θ, equals the factorised one on all coordinates, up to the task's weight."""
-    t = trainer(imitation=0.0, imitation_warmup=0.0, scaling=0.0)
+    t = trainer(imitation=0.0, imitation_warmup=0.0, scaling=0.0, **all_coordinates)
     task, theta = t.tasks[0], t.start().theta
     slots = t.fresh(task, jax.random.key(3))
     key = jax.random.key(4)
@@ -119,17 +127,30 @@ def test_factorised_gradient_is_truncated_backpropagation():
 
 
 def test_sampling_coordinates_is_unbiased():
-    t, sampled = trainer(imitation=0.0), trainer(coordinates=2, imitation=0.0)
-    theta, slots = t.start().theta, t.fresh(TASKS[0], jax.random.key(3))
-    _, rollout = jax.jit(lambda s: t.rollout(TASKS[0], TASKS[0].data, theta, s, jax.random.key(4)))(slots)
-    loss = lambda tr, key: tr.meta_loss(theta, [slots.memory], [rollout], key, jnp.array(0.0))[0]
-    full = float(loss(t, jax.random.key(0)))
-    values = np.asarray(jax.jit(jax.vmap(lambda k: loss(sampled, k)))(jax.random.split(jax.random.key(1), 4000)))
-    assert abs(values.mean() - full) < 4 * values.std() / len(values) ** 0.5
+    ahead, anything = jax.random.normal(jax.random.key(0), (2, 4, 9))
+    ahead = ahead * jnp.arange(9.0)[None]
+
+    def estimate(key):
+        pick, chance = sample_coordinates(key, ahead, 3)
+        return jnp.sum((ahead * anything).sum(0)[pick] / (3 * chance)), jnp.sum(anything[0][pick] / (3 * chance))
+
+    keys = jax.random.split(jax.random.key(1), 20_000)
+    for values, truth in zip(jax.vmap(estimate)(keys), (jnp.sum(ahead * anything), jnp.sum(anything[0])), strict=True):
+        assert abs(float(values.mean() - truth)) < 4 * float(values.std()) / len(values) ** 0.5
 
 
-def test_imitation_pulls_towards_the_expert():
-    t = trainer()
+def test_what_matters_is_drawn_more_often():
+    ahead = jnp.ones((4, 100)).at[:, 7].set(100.0)
+    pick, chance = sample_coordinates(jax.random.key(0), ahead, 1000)
+    assert 0.2 < float((pick == 7).mean()) < 0.3  # ½ · 1/100 + ½ · 100/199
+    assert np.allclose(chance[pick == 7], 0.005 + 50 / 199)
+    assert float((1 / (100 * chance)).max()) <= 2.0
+    _, uniform = sample_coordinates(jax.random.key(0), jnp.zeros((4, 10)), 5)
+    assert np.allclose(uniform, 0.1)
+
+
+def test_imitation_pulls_towards_the_expert(all_coordinates):
+    t = trainer(**all_coordinates)
     theta, slots = t.start().theta, t.fresh(TASKS[0], jax.random.key(3))
     _, rollout = jax.jit(lambda s: t.rollout(TASKS[0], TASKS[0].data, theta, s, jax.random.key(4)))(slots)
     u = t.rule.window(theta, slots.memory, rollout.inputs)
