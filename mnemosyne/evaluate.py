@@ -109,7 +109,7 @@ def diverged(rows: pd.DataFrame) -> pd.DataFrame:
 
     def lost(run: pd.DataFrame) -> bool:
         losses = run.sort_values("step").train_loss.to_numpy()
-        return not np.isfinite(losses).all() or losses[-1] > losses[0]
+        return bool(not np.isfinite(losses).all() or losses[-1] > losses[0])
 
     runs = rows.groupby(["task", "optimizer", "rate", "seed"])[["step", "train_loss"]]
     return runs.apply(lost).rename("diverged").reset_index()

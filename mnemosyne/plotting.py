@@ -38,6 +38,16 @@ def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     ax.set_xlabel("step")
 
 
+def log_steps(ax: Axes) -> None:
+    """Put steps on a logarithmic axis with round numbers for ticks."""
+    ax.set_xscale("log")
+    low, high = ax.get_xlim()
+    round_numbers = [m * 10**e for e in range(6) for m in (1, 2, 5)]
+    ax.set_xticks([t for t in round_numbers if low <= t <= high])
+    ax.xaxis.set_major_formatter("{x:.0f}")
+    ax.xaxis.set_minor_formatter("")
+
+
 def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     """Draw `column` against the learning rate: a curve per tuned optimizer, a level for each untuned one."""
     for optimizer, group in rows.groupby("optimizer", sort=False):

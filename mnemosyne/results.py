@@ -98,9 +98,12 @@ class Run:
         """`evaluate.train` at this scale and with this run's seeds, once.
 
         A second call, in this process or a later one, reads what the first wrote, so a killed run goes on from
-        there. The key is task, contender and its weights, sizes and seeds, the code that trains, and versions.
+        there. The key is the task's name and parameters' shapes, the contender and its weights, sizes and seeds, the
+        code that trains, and versions.
         """
-        what = [task.name, contender.name, contender.weights, contender.rates, steps, self.scale.every, self.seeds]
+        shapes = jax.tree.map(lambda p: (p.shape, str(p.dtype)), jax.eval_shape(task.init, jax.random.key(0)))
+        who = [contender.name, contender.weights, contender.rates]
+        what = [task.name, shapes, *who, steps, self.scale.every, self.seeds]
         key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_TRAINING)}".encode())
         path = root() / "data" / "cache" / "runs" / f"{key.hexdigest()[:24]}.csv"
         if not path.exists():

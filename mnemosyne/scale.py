@@ -18,7 +18,7 @@ class Scale:
     vit_steps: int  # of a ViT's training run
 
 
-QUICK = Scale("quick", "digits", 2, 3, 500, (100, 300, 500), 20, 200, 300)
+QUICK = Scale("quick", "digits", 2, 3, 500, (100, 300, 500), 20, 100, 300)
 LAPTOP = Scale("laptop", "mnist", 7, 5, 5_000, (100, 300, 1_000, 5_000), 50, 1_500, 1_000)
 PAPER = Scale("paper", "mnist", 4, 10, 10_000, (100, 300, 1_000, 10_000), 50, 5_000, 5_000)
 

@@ -72,7 +72,11 @@ def test_runs_are_computed_once(checkout, monkeypatch):
         return pd.DataFrame({"x": [0.1, 1 / 3]})
 
     monkeypatch.setattr(results, "train", train)
-    run, task, adam = open_run("01_good"), Task("t", *[None] * 5), Contender("Adam", None, (0.1, 0.01))
+    run, task, adam = (
+        open_run("01_good"),
+        Task("t", None, lambda key: key, None, None, None),
+        Contender("Adam", None, (0.1, 0.01)),
+    )
     first, second = run.train(task, adam, 40), run.train(task, adam, 40)
     assert len(calls) == 1
     assert calls[0][2:] == ((0, 1, 2), 40, 20)
@@ -81,8 +85,9 @@ def test_runs_are_computed_once(checkout, monkeypatch):
     for other in (adam._replace(rates=(0.1,)), adam._replace(weights="other"), adam._replace(name="B")):
         run.train(task, other, 40)
     run.train(task, adam, 60)
+    run.train(task._replace(init=lambda key: {"w": key}), adam, 40)  # another network by the same name
     open_run("01_good", "quick", 1).train(task, adam, 40)
-    assert len(calls) == 6
+    assert len(calls) == 7
     assert calls[-1][2] == (1000, 1001, 1002)
 
 
