@@ -1,4 +1,4 @@
-"""How long an update takes: ratios measured in one run. `make bench` or `python -m mnemosyne.bench`."""
+"""How long an update and a memory take: ratios measured in one run. `make bench` or `python -m mnemosyne.bench`."""
 
 import time
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import optax
 import pandas as pd
 
 from mnemosyne import zoo
+from mnemosyne.memory import cam
 from mnemosyne.provenance import device, versions
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -54,6 +55,41 @@ def bench(sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def bench_sequence(t: int = 4_096, d: int = 16, projections: int = 16, rounds: int = ROUNDS) -> pd.DataFrame:
+    """Time CAM over a sequence of t patterns: step after step in a compiled scan, and its parallel form.
+
+    Returns:
+        Rows (what, ms of the scan, ms of the parallel form, their ratio, largest relative difference).
+    """
+    memory = cam(projections=projections)
+    theta, patterns = memory.init(jax.random.key(0), d, d, d), jax.random.normal(jax.random.key(1), (t, d))
+    empty = memory.state((), d, d)
+    scan = lambda theta: jax.lax.scan(lambda s, x: memory.step(theta, s, x, x), empty, patterns)[1]
+    parallel = lambda theta: memory.window(theta, empty, patterns, patterns)
+    gradient = lambda f: jax.grad(lambda theta: jnp.sum(f(theta) ** 2))
+    rows = []
+    for what, of in (("output", lambda f: f), ("gradient", gradient)):
+        by_form = [jax.jit(of(form)) for form in (scan, parallel)]
+        one, other = (np.concatenate([x.ravel() for x in jax.tree.leaves(f(theta))]) for f in by_form)
+        spent = [[], []]
+        for _ in range(rounds):
+            for f, into in zip(by_form, spent, strict=True):
+                into.append(_per_call(f, theta))
+        slow, fast = (float(np.median(s)) for s in spent)
+        difference = float(np.abs(one - other).max() / np.abs(one).max())
+        rows.append([what, slow * 1e3, fast * 1e3, slow / fast, difference])
+    return pd.DataFrame(rows, columns=["of", "scan, ms", "parallel, ms", "ratio", "relative difference"])
+
+
+def _per_call(f: Callable, *args, calls: int = 10) -> float:
+    """Seconds per call of a compiled function, after one that warms the caches."""
+    jax.block_until_ready(f(*args))
+    began = time.perf_counter()
+    for _ in range(calls):
+        jax.block_until_ready(f(*args))
+    return (time.perf_counter() - began) / calls
+
+
 def stepper(tx: optax.GradientTransformation, grads, state) -> Callable[[], float]:
     """A function that makes one update, state donated, and returns the seconds it took."""
     update = jax.jit(lambda g, s: tx.update(g, s), donate_argnums=1)
@@ -81,6 +117,8 @@ def main() -> None:
     """Print the table."""
     print(f"{device()}; {versions()}; medians of {ROUNDS}, contenders in turn\n")
     print(bench().to_string(index=False, float_format=lambda x: f"{x:.2f}"))
+    print("\nCAM over 4,096 patterns, d = 16, 32 features\n")
+    print(bench_sequence().to_string(index=False, float_format=lambda x: f"{x:.2g}"))
 
 
 if __name__ == "__main__":

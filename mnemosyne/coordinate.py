@@ -105,7 +105,7 @@ def coordinate_rule(config: Config, memory: Memory | None = None, represent: Cal
         }
 
     def state(shape: tuple) -> State:
-        return tuple(memory.state(shape, c) for c in contents)
+        return tuple(memory.state(shape, config.hidden, c) for c in contents)
 
     def pattern(theta: Theta, g: Array) -> tuple[Array, Array, Array]:
         even, odd = represent(g, config.magnitude)

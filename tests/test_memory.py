@@ -32,7 +32,7 @@ def test_recurrence_equals_the_sum_of_eq_3(t, d, c, discount, seed):
     memory = cam(projections=4, discount=discount)
     theta = memory.init(jax.random.key(seed), d, c, 3)
     address, content = sequence(seed + 1, t, d), sequence(seed + 2, t, c)
-    _, outs = run(memory, theta, memory.state((), c), address, content)
+    _, outs = run(memory, theta, memory.state((), 1, c), address, content)
     wanted = discounted_attention(*features_of(theta, address), content, discount) @ np.asarray(theta["value"])
     assert np.allclose(outs, wanted, rtol=2e-3, atol=2e-4)
 
@@ -43,7 +43,7 @@ def test_window_equals_recurrence(shape, past):
     memory = cam(projections=8)
     theta = memory.init(jax.random.key(0), 6, 4, 5)
     address, content = sequence(1, past + 9, *shape, 6), sequence(2, past + 9, *shape, 4)
-    state, _ = run(memory, theta, memory.state(shape, 4), address[:past], content[:past])
+    state, _ = run(memory, theta, memory.state(shape, 1, 4), address[:past], content[:past])
     _, step_by_step = run(memory, theta, state, address[past:], content[past:])
     at_once = memory.window(theta, state, address[past:], content[past:])
     assert at_once.shape == (9, *shape, 5)
@@ -54,7 +54,7 @@ def test_many_projections_approach_causal_softmax_attention():
     memory = cam(projections=20_000, discount=0.0, feature_map=positive)
     theta = memory.init(jax.random.key(0), 2, 3, 3)
     address, content = 0.4 * sequence(1, 6, 2), sequence(2, 6, 3)
-    _, outs = run(memory, theta, memory.state((), 3), address, content)
+    _, outs = run(memory, theta, memory.state((), 1, 3), address, content)
     temper = 2**-0.25
     q, k = (temper * linear(theta[n], address) for n in ("query", "key"))
     wanted = causal_softmax_attention(q, k, content @ theta["value"])
@@ -67,8 +67,8 @@ def test_without_discount_order_does_not_matter():
     address, content = sequence(1, 10, 4), sequence(2, 10, 4)
     order = np.random.default_rng(0).permutation(9)
     shuffled = np.concatenate([order, [9]])  # the last pattern asks the question
-    first, _ = run(memory, theta, memory.state((), 4), address, content)
-    second, _ = run(memory, theta, memory.state((), 4), address[shuffled], content[shuffled])
+    first, _ = run(memory, theta, memory.state((), 1, 4), address, content)
+    second, _ = run(memory, theta, memory.state((), 1, 4), address[shuffled], content[shuffled])
     for a, b in zip(first, second, strict=True):
         assert np.allclose(a, b, rtol=1e-4, atol=1e-5)
 
@@ -97,8 +97,8 @@ def test_vmap_equals_a_batch():
     memory = cam(projections=4)
     theta = memory.init(jax.random.key(0), 3, 3, 3)
     address, content = sequence(1, 5, 3), sequence(2, 5, 3)
-    batch, out = memory.step(theta, memory.state((5,), 3), address, content)
-    one = lambda a, c: memory.step(theta, memory.state((), 3), a, c)
+    batch, out = memory.step(theta, memory.state((5,), 1, 3), address, content)
+    one = lambda a, c: memory.step(theta, memory.state((), 1, 3), a, c)
     mapped, wanted = jax.vmap(one)(address, content)
     assert np.allclose(out, wanted, rtol=1e-5)
     assert np.allclose(batch.N, mapped.N, rtol=1e-5)
@@ -110,7 +110,7 @@ def test_gradients_agree_three_ways():
         memory = cam(projections=4)
         theta = jax.tree.map(lambda a: a.astype(jnp.float64), memory.init(jax.random.key(0), 3, 2, 2))
         address, content = (sequence(i, 6, 4, d).astype(jnp.float64) for i, d in ((1, 3), (2, 2)))
-        state = jax.tree.map(lambda a: a.astype(jnp.float64), memory.state((4,), 2))
+        state = jax.tree.map(lambda a: a.astype(jnp.float64), memory.state((4,), 1, 2))
 
         def at_once(w):
             return jnp.sum(memory.window({**theta, "key": {**theta["key"], "w": w}}, state, address, content) ** 2)
@@ -133,7 +133,7 @@ def test_projections_are_not_trained():
     memory = cam(projections=4)
     theta = memory.init(jax.random.key(0), 3, 3, 3)
     address = sequence(1, 5, 3)
-    g = jax.grad(lambda t: memory.window(t, memory.state((), 3), address, address).sum())(theta)
+    g = jax.grad(lambda t: memory.window(t, memory.state((), 1, 3), address, address).sum())(theta)
     assert not g["omega"].any()
     assert g["query"]["w"].any()
 
