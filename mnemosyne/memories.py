@@ -17,6 +17,7 @@ from mnemosyne.memory import (
     Memory,
     attend,
     check_memory,
+    check_pattern,
     init_with_projections,
     linear_maps,
     queries_and_keys,
@@ -95,6 +96,7 @@ def thick_cam(
         return jnp.broadcast_to(content[..., None, :], (*content.shape[:-1], len(rhos), content.shape[-1]))
 
     def step(theta: Theta, state: ThickState, address: Array, content: Array) -> tuple[ThickState, Array]:
+        check_pattern(theta, address, content)
         q, key, phi_q, phi_k = embed(theta, address)
         one = jnp.ones((*q.shape[:-1], 1))
         state = ThickState(write(state.slices, phi_k, copies(content), discount), write(state.keys, one, key, discount))
@@ -102,6 +104,7 @@ def thick_cam(
         return state, _pick(read(state.slices, phi_q), i) @ theta["value"]
 
     def window(theta: Theta, state: ThickState, address: Array, content: Array) -> Array:
+        check_pattern(theta, address, content)
         q, key, phi_q, phi_k = embed(theta, address)
         one = jnp.ones((*q.shape[:-1], 1))
         i = nearest(q, attend(state.keys, one, one, key, discount))
@@ -157,6 +160,7 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
         return CacheState(jnp.zeros((*shape, cache, address)), jnp.zeros((*shape, cache, content)), empty)
 
     def step(theta: Theta, state: CacheState, address: Array, content: Array) -> tuple[CacheState, Array]:
+        check_pattern(theta, address, content)
         q, k = queries_and_keys(theta, address)
         append = lambda old, new, axis: jnp.concatenate([old, new], axis=axis)
         newest = jnp.zeros((*q.shape[:-1], 1))
@@ -170,6 +174,7 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
         return state, jnp.einsum("...h,...hc->...c", weights, state.contents) @ theta["value"]
 
     def window(theta: Theta, state: CacheState, address: Array, content: Array) -> Array:
+        check_pattern(theta, address, content)
         q, k = queries_and_keys(theta, address)
         in_front = lambda old, new: jnp.concatenate([jnp.moveaxis(old, -2, 0), new])  # time first, as in q and k
         scores = jnp.einsum("t...d,u...d->t...u", q, in_front(state.keys, k))

@@ -124,12 +124,14 @@ def cam(
         return feature_map.query(q, omega), feature_map.features(k, omega)
 
     def step(theta: Theta, state: CAMState, address: Array, content: Array) -> tuple[CAMState, Array]:
+        check_pattern(theta, address, content)
         # The barrier keeps XLA from recomputing the features inside the loop over the state.
         phi_q, phi_k, content = jax.lax.optimization_barrier((*embed(theta, address), content))
         state = write(state, phi_k, content, discount)
         return state, read(state, phi_q) @ theta["value"]
 
     def window(theta: Theta, state: CAMState, address: Array, content: Array) -> Array:
+        check_pattern(theta, address, content)
         phi_q, phi_k = embed(theta, address)
         return attend(state, phi_q, phi_k, content, discount) @ theta["value"]
 
@@ -151,7 +153,7 @@ def init_with_projections(projections: int, draw: Callable) -> Callable:
     return init
 
 
-def linear_maps(keys: Sequence[Array], address: int, content: int, out: int) -> Theta:
+def linear_maps(keys: Sequence[Array] | Array, address: int, content: int, out: int) -> Theta:
     """W_Q, W_K and W_V of Eq. 2."""
     q, k, v = keys
     value = jax.random.normal(v, (content, out)) / content**0.5
@@ -160,14 +162,21 @@ def linear_maps(keys: Sequence[Array], address: int, content: int, out: int) -> 
 
 def queries_and_keys(theta: Theta, address: Float[Array, "*s d"]) -> tuple[Array, Array]:
     """q = N^{-1/4} (W_Q a + b_Q) and k = N^{-1/4} (W_K a + b_K) (Eq. 2), both [*s N]."""
-    wanted = theta["query"]["w"].shape[0]
-    if address.shape[-1] != wanted:
-        raise ValueError(
-            f"an address of shape {address.shape} does not fit this memory, whose θ was made for addresses of "
-            f"{wanted} numbers; pass memory.init the address dimension {address.shape[-1]}"
-        )
-    temper = wanted**-0.25
+    temper = address.shape[-1] ** -0.25
     return temper * linear(theta["query"], address), temper * linear(theta["key"], address)
+
+
+def check_pattern(theta: Theta, address: Array, content: Array) -> None:
+    """Raise a ValueError unless a pattern has the dimensions θ was made for."""
+    wanted = {"address": theta["query"]["w"].shape[0], "content": theta["value"].shape[0]}
+    for name, x in (("address", address), ("content", content)):
+        if jnp.ndim(x) < 1 or x.shape[-1] != wanted[name]:
+            raise ValueError(
+                f"the {name} of shape {jnp.shape(x)} does not fit this memory, whose θ was made for {name} dimension "
+                f"{wanted[name]}: the last axis must agree with what memory.init was told"
+            )
+    if address.shape[:-1] != content.shape[:-1]:
+        raise ValueError(f"address {address.shape} and content {content.shape} differ before their last axes")
 
 
 def redraw(theta: Theta, key: Array, draw: Callable = orthogonal_projections) -> Theta:
@@ -225,7 +234,7 @@ def attend(
     # Ψ is one more row of N, whose content is always one.
     rows = chunked(jnp.concatenate([content, jnp.ones((*content.shape[:-1], 1))], axis=-1))
     phi_q, phi_k = chunked(phi_q), chunked(phi_k)
-    along = lambda x: x.reshape(chunk, *(1,) * (phi_q.ndim - 2))
+    along = lambda x: x.reshape(1, chunk, *(1,) * (phi_q.ndim - 2))
 
     i = jnp.arange(chunk)
     added = jnp.einsum("nt...c,nt...m->n...cm", rows, phi_k * along(jnp.exp(-discount * (chunk - 1.0 - i))))
@@ -235,7 +244,7 @@ def attend(
     age = i[:, None] - i[None, :]
     decay = jnp.where(age >= 0, jnp.exp(-discount * jnp.maximum(age, 0)), 0.0)
     weights = jnp.einsum("nt...m,nu...m->nt...u", phi_q, phi_k)
-    weights = weights * decay.reshape(chunk, *(1,) * (phi_q.ndim - 3), chunk)
+    weights = weights * decay.reshape(1, chunk, *(1,) * (phi_q.ndim - 3), chunk)
     sums = jnp.einsum("nt...u,nu...c->nt...c", weights, rows)
     sums += jnp.einsum("nt...m,n...cm->nt...c", phi_q * along(jnp.exp(-discount * (i + 1.0))), starts)
     outs = sums[..., :-1] / (sums[..., -1:] + _TINY)

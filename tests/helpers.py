@@ -38,3 +38,39 @@ def log_sign(g, p):
     if abs(g) >= np.exp(-p):
         return np.log(abs(g)) / p, np.sign(g)
     return -1.0, np.exp(p) * g
+
+
+def energy(beta, memories):
+    """Eq. 6, a sum of exponentials."""
+    return -sum(np.exp(float(np.dot(beta, xi))) for xi in np.asarray(memories, np.float64))
+
+
+def asynchronous_update(beta, memories, j):
+    """Eq. 7: the sign of E with β_j = −1 less E with β_j = +1."""
+    down, up = (np.array(beta, np.float64) for _ in range(2))
+    down[j], up[j] = -1.0, 1.0
+    return np.sign(energy(down, memories) - energy(up, memories))
+
+
+def energy_change_variance(memories, beta, i, rho):
+    """Theorem A.1 as it is written: six sums over pairs of memories."""
+    xi, beta = np.asarray(memories, np.float64), np.asarray(beta, np.float64)
+    n = len(beta)
+    a = (1 / rho - 1) / 8
+    b, d = np.sqrt(1 + 4 * a), (1 + 4 * a) ** (n / 4)
+    other = beta.copy()
+    other[i] = -other[i]
+
+    def big_lambda(x):
+        return d**4 * np.exp(-2 * n) * (1 + 8 * a) ** (-n / 2) * np.exp(b**2 / (2 * (1 + 8 * a)) * (x @ x))
+
+    v = np.zeros(6)
+    for x in xi:
+        for y in xi:
+            v[0] += big_lambda(x + y + 2 * beta)
+            v[1] += big_lambda(x + y + 2 * other)
+            v[2] += big_lambda(x + y + beta + other)
+            v[3] += np.exp(x @ beta) * np.exp(y @ beta)
+            v[4] += np.exp(x @ other) * np.exp(y @ other)
+            v[5] += np.exp(x @ beta) * np.exp(y @ other)
+    return v[0] + v[1] - 2 * v[2] - (v[3] + v[4] - 2 * v[5])

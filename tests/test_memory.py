@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mnemosyne.features import hyperbolic, positive
-from mnemosyne.memory import CAMState, cam, linear, read, write
+from mnemosyne.memory import CHUNK, CAMState, attend, cam, linear, read, redraw, write
 from tests.helpers import causal_softmax_attention, discounted_attention
 
 
@@ -32,22 +32,21 @@ def test_recurrence_equals_the_sum_of_eq_3(t, d, c, discount, seed):
     memory = cam(projections=4, discount=discount)
     theta = memory.init(jax.random.key(seed), d, c, 3)
     address, content = sequence(seed + 1, t, d), sequence(seed + 2, t, c)
-    _, outs = run(memory, theta, memory.state((), 1, c), address, content)
+    _, outs = run(memory, theta, memory.state((), d, c), address, content)
     wanted = discounted_attention(*features_of(theta, address), content, discount) @ np.asarray(theta["value"])
     assert np.allclose(outs, wanted, rtol=2e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
-@pytest.mark.parametrize("past", [0, 7])
-def test_window_equals_recurrence(shape, past):
-    memory = cam(projections=8)
-    theta = memory.init(jax.random.key(0), 6, 4, 5)
-    address, content = sequence(1, past + 9, *shape, 6), sequence(2, past + 9, *shape, 4)
-    state, _ = run(memory, theta, memory.state(shape, 1, 4), address[:past], content[:past])
-    _, step_by_step = run(memory, theta, state, address[past:], content[past:])
-    at_once = memory.window(theta, state, address[past:], content[past:])
-    assert at_once.shape == (9, *shape, 5)
+@pytest.mark.parametrize("t", [1, 2, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 5])
+@pytest.mark.parametrize("discount", [0.0, 0.1, 5.0])
+def test_chunks_equal_recurrence_and_sum(t, discount):
+    phi_q, phi_k = jnp.exp(sequence(0, t, 3)), jnp.exp(sequence(1, t, 3))
+    content, empty = sequence(2, t, 2), CAMState(jnp.zeros((2, 3)), jnp.zeros(3))
+    one = lambda s, x: (lambda s: (s, read(s, x[0])))(write(s, x[1], x[2], discount))
+    _, step_by_step = jax.lax.scan(one, empty, (phi_q, phi_k, content))
+    at_once = attend(empty, phi_q, phi_k, content, discount)
     assert np.allclose(at_once, step_by_step, rtol=1e-4, atol=1e-5)
+    assert np.allclose(at_once, discounted_attention(phi_q, phi_k, content, discount), rtol=1e-4, atol=1e-5)
 
 
 def test_many_projections_approach_causal_softmax_attention():
@@ -93,42 +92,6 @@ def test_an_empty_memory_answers_zero():
     assert not read(CAMState(jnp.zeros((2, 4)), jnp.zeros(4)), jnp.ones(4)).any()
 
 
-def test_vmap_equals_a_batch():
-    memory = cam(projections=4)
-    theta = memory.init(jax.random.key(0), 3, 3, 3)
-    address, content = sequence(1, 5, 3), sequence(2, 5, 3)
-    batch, out = memory.step(theta, memory.state((5,), 1, 3), address, content)
-    one = lambda a, c: memory.step(theta, memory.state((), 1, 3), a, c)
-    mapped, wanted = jax.vmap(one)(address, content)
-    assert np.allclose(out, wanted, rtol=1e-5)
-    assert np.allclose(batch.N, mapped.N, rtol=1e-5)
-
-
-def test_gradients_agree_three_ways():
-    """Through the window, through the recurrence, and finite differences in float64."""
-    with jax.enable_x64(True):
-        memory = cam(projections=4)
-        theta = jax.tree.map(lambda a: a.astype(jnp.float64), memory.init(jax.random.key(0), 3, 2, 2))
-        address, content = (sequence(i, 6, 4, d).astype(jnp.float64) for i, d in ((1, 3), (2, 2)))
-        state = jax.tree.map(lambda a: a.astype(jnp.float64), memory.state((4,), 1, 2))
-
-        def at_once(w):
-            return jnp.sum(memory.window({**theta, "key": {**theta["key"], "w": w}}, state, address, content) ** 2)
-
-        def one_by_one(w):
-            changed = {**theta, "key": {**theta["key"], "w": w}}
-            _, outs = jax.lax.scan(lambda s, x: memory.step(changed, s, *x), state, (address, content))
-            return jnp.sum(outs**2)
-
-        w = theta["key"]["w"]
-        a, b = jax.grad(at_once)(w), jax.grad(one_by_one)(w)
-        eps, i = 1e-4, (1, 2)
-        nudge = jnp.zeros_like(w).at[i].set(eps)
-        finite = (at_once(w + nudge) - at_once(w - nudge)) / (2 * eps)
-        assert np.allclose(a, b, rtol=1e-4, atol=1e-6)
-        assert np.isclose(a[i], finite, rtol=1e-3)
-
-
 def test_projections_are_not_trained():
     memory = cam(projections=4)
     theta = memory.init(jax.random.key(0), 3, 3, 3)
@@ -147,3 +110,24 @@ def test_a_discount_that_is_no_number_at_least_zero_is_refused(discount):
 def test_no_projection_is_refused():
     with pytest.raises(ValueError, match="at least one random projection"):
         cam(projections=0)
+
+
+def test_redrawing_changes_projections_alone():
+    memory = cam(projections=5)
+    theta = {"encoders": [memory.init(jax.random.key(i), 3, 2, 2) for i in range(2)]}
+    fresh = redraw(theta, jax.random.key(7))
+    for old, new in zip(theta["encoders"], fresh["encoders"], strict=True):
+        assert new["omega"].shape == old["omega"].shape
+        assert not np.allclose(new["omega"], old["omega"])
+        assert (new["query"]["w"] == old["query"]["w"]).all()
+    assert not np.allclose(*(e["omega"] for e in fresh["encoders"]))
+
+
+def test_bfloat16_patterns_are_remembered_in_float32():
+    memory = cam(projections=4)
+    theta = memory.init(jax.random.key(0), 3, 2, 2)
+    address, content = sequence(1, 5, 3).astype(jnp.bfloat16), sequence(2, 5, 2).astype(jnp.bfloat16)
+    state, outs = run(memory, theta, memory.state((), 3, 2), address, content)
+    _, wide = run(memory, theta, memory.state((), 3, 2), *(a.astype(jnp.float32) for a in (address, content)))
+    assert {x.dtype for x in (*state, outs)} == {jnp.dtype("float32")}
+    assert np.allclose(outs, wide, rtol=1e-5, atol=1e-6)
