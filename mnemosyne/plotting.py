@@ -14,6 +14,10 @@ COLORS = {
     "Adam": "#d9822b",
     "RMSProp": "#3a8f5c",
     "SGD": "#8b5aa8",
+    "FAVOR+": "#d9822b",
+    "hyperbolic": "#3a8f5c",
+    "FAVOR++": "#0b4f8a",
+    "hyperbolic FAVOR++": "#8b5aa8",
 }
 
 

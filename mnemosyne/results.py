@@ -1,10 +1,10 @@
 """The only reader and writer of results: tables, figures and claims of a notebook's run.
 
-run = open_run("04_mlps", scale, seed)      # rejects an unknown scale, makes the folders
+run = open_run("07_mlps", scale, seed)      # rejects an unknown scale, makes the folders
 rows = run.part("adam mlp", compute)         # kept on disk: a killed run goes on from here
 table = run.table("fig10", rows)             # data/results/<scale>/fig10.csv, read back
 run.figure("fig10", fig)                     # figures/<scale>/fig10.png and .pdf
-run.claims([...])                            # data/results/<scale>/04_mlps.claims.json
+run.claims([...])                            # data/results/<scale>/07_mlps.claims.json
 """
 
 import hashlib
@@ -27,7 +27,16 @@ from mnemosyne.types import Task
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
-NOT_IN_TRAINING = {*PRESENTATION, "metatrain.py", "recipes.py", "scale.py", "store.py", "zoo.py"}
+NOT_IN_TRAINING = {
+    *PRESENTATION,
+    "metatrain.py",
+    "recipes.py",
+    "scale.py",
+    "store.py",
+    "theory.py",
+    "trials.py",
+    "zoo.py",
+}
 """Nor do these take part when a network is trained by an optimizer that is given."""
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
@@ -150,7 +159,7 @@ def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
     """Open a notebook's run.
 
     Args:
-        notebook: its name without the ending, as "04_mlps".
+        notebook: its name without the ending, as "07_mlps".
         scale: a key of `scale.SCALES`.
         seed: offsets every random key.
 

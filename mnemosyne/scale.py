@@ -16,11 +16,13 @@ class Scale:
     every: int  # steps between evaluations on validation data; divides every mark
     meta_iterations: int  # of a live meta-training run
     vit_steps: int  # of a ViT's training run
+    draws: int  # of random projections, per seed and point of a Monte Carlo estimate
+    trials: int  # of a random retrieval, per seed and cell
 
 
-QUICK = Scale("quick", "digits", 2, 3, 500, (100, 300, 500), 20, 100, 300)
-LAPTOP = Scale("laptop", "mnist", 7, 5, 5_000, (100, 300, 1_000, 5_000), 50, 1_500, 1_000)
-PAPER = Scale("paper", "mnist", 4, 10, 10_000, (100, 300, 1_000, 10_000), 50, 5_000, 5_000)
+QUICK = Scale("quick", "digits", 2, 3, 500, (100, 300, 500), 20, 100, 300, 20_000, 40)
+LAPTOP = Scale("laptop", "mnist", 7, 5, 5_000, (100, 300, 1_000, 5_000), 50, 1_500, 1_000, 400_000, 400)
+PAPER = Scale("paper", "mnist", 4, 10, 10_000, (100, 300, 1_000, 10_000), 50, 5_000, 5_000, 4_000_000, 4_000)
 
 SCALES = {s.name: s for s in (QUICK, LAPTOP, PAPER)}
 

@@ -1,0 +1,188 @@
+"""The theory by experiment: kernels and energies over many draws of ω, retrieval over many random memories (§4)."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from mnemosyne import theory
+from mnemosyne.features import (
+    FeatureMap,
+    best_rho,
+    exact,
+    favor_plus_plus,
+    independent_projections,
+    orthogonal_projections,
+)
+from mnemosyne.types import Theta
+
+BATCH = 20_000  # draws held in memory at once
+
+
+def kernel_draws(
+    phi: FeatureMap,
+    x: Float[Array, "p n"],
+    y: Float[Array, "p n"],
+    r: int,
+    key: Array,
+    draws: int,
+    draw: Callable = independent_projections,
+) -> np.ndarray:
+    """Estimate K(x, y) with r projections, `draws` times over, for p pairs at once.
+
+    Returns:
+        φ(x)ᵀφ(y) / K(x, y), [draws p], of mean 1 for an unbiased map; float64.
+    """
+    truth = exact(x, y)
+    one = lambda key: phi.kernel(x, y, draw(key, r, x.shape[-1])) / truth
+    return _many(one, key, draws)
+
+
+def energy_change_draws(
+    memories: Float[Array, "M n"],
+    beta: Float[Array, "n"],
+    i: int,
+    phi: FeatureMap,
+    r: int,
+    key: Array,
+    draws: int,
+    draw: Callable = independent_projections,
+) -> np.ndarray:
+    """ΔE_rand(β, i) = E(β̂) − E(β) of the compact memory over `draws` of ω (Theorem A.1), [draws], float64."""
+    both = jnp.stack([beta, beta.at[i].multiply(-1.0)])
+
+    def one(key):
+        omega = draw(key, r, beta.shape[0])
+        here, there = jnp.exp(theory.compact(theory.store(memories, omega, phi), omega, phi)(both))
+        return here - there
+
+    return _many(one, key, draws)
+
+
+def _many(one: Callable, key: Array, draws: int) -> np.ndarray:
+    run = jax.jit(jax.vmap(one))
+    batches = [run(jax.random.split(k, min(BATCH, draws))) for k in jax.random.split(key, -(-draws // BATCH))]
+    return np.concatenate([np.asarray(b, np.float64) for b in batches])[:draws]
+
+
+def retrievals(
+    recall: Callable, key: Array, trials: int, *, n: int, memories: int, wrong: int, pool: Array | None = None
+) -> np.ndarray:
+    """Corrupt the first of some random memories and ask for it back, many times.
+
+    Args:
+        recall: (key, memories [M n], input [n]) → answer [n] of ±1, for instance a function below.
+        key: a JAX random key.
+        trials: how many times, each with its own memories, corruption and projections.
+        n: N.
+        memories: M.
+        wrong: how many signs of the input are flipped.
+        pool: patterns [P n] to draw the memories from; random signs by default.
+
+    Returns:
+        The number of wrong bits in each answer, [trials].
+    """
+
+    def one(key):
+        of_memories, of_input, of_recall = jax.random.split(key, 3)
+        if pool is None:
+            xi = jax.random.rademacher(of_memories, (memories, n), jnp.float32)
+        else:
+            xi = pool[jax.random.choice(of_memories, pool.shape[0], (memories,), replace=False)]
+        return jnp.sum(recall(of_recall, xi, theory.corrupt(xi[0], of_input, wrong)) != xi[0])
+
+    return np.asarray(jax.jit(partial(jax.lax.map, one))(jax.random.split(key, trials)))
+
+
+def updates_of(energy_of: Callable) -> Callable:
+    """Recall by Eq. 7 at every coordinate, as Def. 4.1 asks; `energy_of`: (key, memories) → energy."""
+    return lambda key, xi, beta: theory.restore(energy_of(key, xi), beta)
+
+
+def dynamics_of(energy_of: Callable, sweeps: int = 8) -> Callable:
+    """Recall by running Eq. 7 downhill from the input; `energy_of`: (key, memories) → energy."""
+
+    def recall(key, xi, beta):
+        of_energy, of_order = jax.random.split(key)
+        return theory.descend(energy_of(of_energy, xi), beta, of_order, sweeps)
+
+    return recall
+
+
+def compact_energy(
+    phi: FeatureMap, r: int, sharpness: float = 1.0, draw: Callable = orthogonal_projections
+) -> Callable:
+    """(key, memories) → the compact memory's energy with fresh projections (Eq. 8)."""
+
+    def energy_of(key, xi):
+        omega = draw(key, r, xi.shape[1])
+        return theory.compact(theory.store(xi, omega, phi, sharpness), omega, phi, sharpness)
+
+    return energy_of
+
+
+def regular_energy(sharpness: float = 1.0) -> Callable:
+    """(key, memories) → the regular memory's energy (Eq. 6)."""
+    return lambda key, xi: theory.regular(xi, sharpness)
+
+
+def cam_read(phi: FeatureMap, r: int, sharpness: float, draw: Callable = orthogonal_projections) -> Callable:
+    """Recall by the fraction of Eq. 5: the sign of Σ_μ ξ^μ φ(β)ᵀφ(ξ^μ) / Σ_μ φ(β)ᵀφ(ξ^μ)."""
+
+    def recall(key, xi, beta):
+        omega = draw(key, r, xi.shape[1])
+        of_keys = phi.log_features(sharpness**0.5 * xi, omega)
+        of_query = phi.log_features(sharpness**0.5 * beta, omega)
+        weights = jax.nn.softmax(jax.nn.logsumexp(of_keys + of_query[None], axis=-1))
+        return _signs(weights @ xi)
+
+    return recall
+
+
+def hopfield_read(sharpness: float) -> Callable:
+    """Recall by one step of the modern Hopfield network: the same fraction with the exact kernel."""
+    return lambda key, xi, beta: _signs(theory.hopfield(beta, xi, sharpness))
+
+
+def identity_maps(omega: Float[Array, "r n"]) -> Theta:
+    """θ of a memory with W_Q = W_K = W_V = I, for which q = k = address and Eq. 5 is a Hopfield network."""
+    n = omega.shape[1]
+    same = {"w": n**0.25 * jnp.eye(n), "b": jnp.zeros(n)}  # undoes the memory's N^{-1/4}
+    return {"query": same, "key": same, "value": jnp.eye(n), "omega": omega}
+
+
+def oracle_reads(omega: Float[Array, "r n"], xi: Float[Array, "t n"], content: Float[Array, "t n"]) -> Array:
+    """FAVOR++ as it would read with each query's own best ρ, recomputing the features of all keys (App. A.1.1).
+
+    It is what a thickened memory approaches with a fine grid, at the price of storing the past.
+    """
+    squares, outs = jnp.sum(xi * xi, -1), []
+    for t in range(len(xi)):
+        past = jnp.arange(len(xi)) <= t  # a mask rather than a slice: one shape for every t
+        mean = lambda x, past=past: jnp.sum(jnp.where(past[:, None], x, 0.0), axis=0) / jnp.sum(past)
+        s = squares[t] + mean(squares[:, None])[0] + 2 * xi[t] @ mean(xi)
+        phi = favor_plus_plus(min(float(best_rho(s, xi.shape[1])), 1 - 1e-6))
+        weights = jnp.where(past, phi.features(xi, omega) @ phi.query(xi[t], omega), 0.0)
+        outs.append(weights @ content / weights.sum())
+    return jnp.stack(outs)
+
+
+def separated(vectors: np.ndarray, distance: int, limit: int | None = None) -> np.ndarray:
+    """Go through ±1 vectors in order and keep each that differs in ≥ `distance` places from all kept before it."""
+    left, kept = np.asarray(vectors, np.int8), []
+    while len(left) and (limit is None or len(kept) < limit):
+        kept.append(left[0])
+        left = left[(left != left[0]).sum(axis=1) >= distance]
+    return np.array(kept, np.float64)
+
+
+def cube(n: int) -> np.ndarray:
+    """All 2^N vectors of ±1, [2^N N], int8."""
+    return (1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)).astype(np.int8)
+
+
+def _signs(x: Array) -> Array:
+    return jnp.where(x > 0, 1.0, -1.0)
