@@ -191,12 +191,25 @@ def orthogonal_projections(key: Array, r: int, n: int) -> Float[Array, "r n"]:
     _check_sizes(r, n)
     directions_key, norms_key = jax.random.split(key)
     blocks = jax.random.normal(directions_key, (-(-r // n), n, n))
-    q, upper = jnp.linalg.qr(blocks)
-    # Without the signs of R's diagonal the rows of Q would not be uniform on the sphere.
-    q = q * jnp.sign(jnp.diagonal(upper, axis1=-2, axis2=-1))[:, None, :]
-    directions = jnp.swapaxes(q, -1, -2).reshape(-1, n)[:r]
+    directions = _gram_schmidt(jnp.swapaxes(blocks, -1, -2)).reshape(-1, n)[:r]
     norms = jnp.linalg.norm(jax.random.normal(norms_key, (r, n)), axis=-1, keepdims=True)
     return directions * norms
+
+
+def _gram_schmidt(a: Float[Array, "b n n"]) -> Float[Array, "b n n"]:
+    """Rows made orthonormal, each with the projections on earlier rows taken out, twice for accuracy.
+
+    Not `jnp.linalg.qr`: a compiled program that calls it for several batches may wait for its own threads for ever
+    on a CPU with two cores (jaxlib 0.10.2), and programs that initialise several memories do.
+    """
+
+    def add_row(i, q):
+        row = a[:, i]
+        for _ in range(2):
+            row -= jnp.einsum("bk,bkn->bn", jnp.einsum("bn,bkn->bk", row, q), q)
+        return q.at[:, i].set(row / jnp.linalg.norm(row, axis=-1, keepdims=True))
+
+    return jax.lax.fori_loop(0, a.shape[1], add_row, jnp.zeros_like(a))
 
 
 def independent_projections(key: Array, r: int, n: int) -> Float[Array, "r n"]:

@@ -15,7 +15,6 @@ from mnemosyne.features import (
     exact,
     favor_plus_plus,
     independent_projections,
-    orthogonal_projections,
 )
 from mnemosyne.types import Theta
 
@@ -69,12 +68,20 @@ def _many(one: Callable, key: Array, draws: int) -> np.ndarray:
 
 
 def retrievals(
-    recall: Callable, key: Array, trials: int, *, n: int, memories: int, wrong: int, pool: Array | None = None
-) -> np.ndarray:
+    recalls: dict[str, Callable],
+    key: Array,
+    trials: int,
+    *,
+    n: int,
+    memories: int,
+    wrong: int,
+    pool: Array | None = None,
+) -> dict[str, np.ndarray]:
     """Corrupt the first of some random memories and ask for it back, many times.
 
     Args:
-        recall: (key, memories [M n], input [n]) → answer [n] of ±1, for instance a function below.
+        recalls: by name, (key, memories [M n], input [n]) → answer [n] of ±1, for instance functions below. All
+            are asked the same.
         key: a JAX random key.
         trials: how many times, each with its own memories, corruption and projections.
         n: N.
@@ -83,7 +90,7 @@ def retrievals(
         pool: patterns [P n] to draw the memories from; random signs by default.
 
     Returns:
-        The number of wrong bits in each answer, [trials].
+        By name, the number of wrong bits in each answer, [trials].
     """
 
     def one(key):
@@ -92,9 +99,11 @@ def retrievals(
             xi = jax.random.rademacher(of_memories, (memories, n), jnp.float32)
         else:
             xi = pool[jax.random.choice(of_memories, pool.shape[0], (memories,), replace=False)]
-        return jnp.sum(recall(of_recall, xi, theory.corrupt(xi[0], of_input, wrong)) != xi[0])
+        beta = theory.corrupt(xi[0], of_input, wrong)
+        return {name: jnp.sum(recall(of_recall, xi, beta) != xi[0]) for name, recall in recalls.items()}
 
-    return np.asarray(jax.jit(partial(jax.lax.map, one))(jax.random.split(key, trials)))
+    answers = jax.jit(partial(jax.lax.map, one))(jax.random.split(key, trials))
+    return {name: np.asarray(wrong_bits) for name, wrong_bits in answers.items()}
 
 
 def updates_of(energy_of: Callable) -> Callable:
@@ -113,7 +122,7 @@ def dynamics_of(energy_of: Callable, sweeps: int = 8) -> Callable:
 
 
 def compact_energy(
-    phi: FeatureMap, r: int, sharpness: float = 1.0, draw: Callable = orthogonal_projections
+    phi: FeatureMap, r: int, sharpness: float = 1.0, draw: Callable = independent_projections
 ) -> Callable:
     """(key, memories) → the compact memory's energy with fresh projections (Eq. 8)."""
 
@@ -129,7 +138,7 @@ def regular_energy(sharpness: float = 1.0) -> Callable:
     return lambda key, xi: theory.regular(xi, sharpness)
 
 
-def cam_read(phi: FeatureMap, r: int, sharpness: float, draw: Callable = orthogonal_projections) -> Callable:
+def cam_read(phi: FeatureMap, r: int, sharpness: float, draw: Callable = independent_projections) -> Callable:
     """Recall by the fraction of Eq. 5: the sign of Σ_μ ξ^μ φ(β)ᵀφ(ξ^μ) / Σ_μ φ(β)ᵀφ(ξ^μ)."""
 
     def recall(key, xi, beta):
@@ -186,3 +195,8 @@ def cube(n: int) -> np.ndarray:
 
 def _signs(x: Array) -> Array:
     return jnp.where(x > 0, 1.0, -1.0)
+
+
+def flops(f: Callable, *args) -> float:
+    """Floating-point operations of a function as XLA compiles it: a cost without a clock's noise."""
+    return float(jax.jit(f).lower(*args).compile().cost_analysis()["flops"])
