@@ -1,6 +1,6 @@
 """The theory by experiment: kernels and energies over many draws of ω, retrieval over many random memories (§4)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
@@ -18,7 +18,12 @@ from mnemosyne.features import (
 )
 from mnemosyne.types import Theta
 
-BATCH = 20_000  # draws held in memory at once
+BATCH = 5_000  # draws held in memory at once
+
+
+def keys_of(seeds: Sequence[int], offset: int = 0) -> Array:
+    """A key for each seed, [s]; another offset gives other keys."""
+    return jnp.stack([jax.random.fold_in(jax.random.key(seed), offset) for seed in seeds])
 
 
 def kernel_draws(
@@ -26,50 +31,78 @@ def kernel_draws(
     x: Float[Array, "p n"],
     y: Float[Array, "p n"],
     r: int,
-    key: Array,
+    keys: Array,
     draws: int,
     draw: Callable = independent_projections,
 ) -> np.ndarray:
     """Estimate K(x, y) with r projections, `draws` times over, for p pairs at once.
 
     Returns:
-        φ(x)ᵀφ(y) / K(x, y), [draws p], of mean 1 for an unbiased map; float64.
+        φ(x)ᵀφ(y) / K(x, y), [s draws p] for s keys, of mean 1 for an unbiased map; float64.
     """
     truth = exact(x, y)
-    one = lambda key: phi.kernel(x, y, draw(key, r, x.shape[-1])) / truth
-    return _many(one, key, draws)
+    return _many(lambda key: phi.kernel(x, y, draw(key, r, x.shape[-1])) / truth, keys, draws)
 
 
 def energy_change_draws(
-    memories: Float[Array, "M n"],
-    beta: Float[Array, "n"],
-    i: int,
-    phi: FeatureMap,
-    r: int,
-    key: Array,
-    draws: int,
-    draw: Callable = independent_projections,
+    memories: Float[Array, "M n"], beta: Float[Array, "n"], i: int, rho: float, r: int, keys: Array, draws: int
 ) -> np.ndarray:
-    """ΔE_rand(β, i) = E(β̂) − E(β) of the compact memory over `draws` of ω (Theorem A.1), [draws], float64."""
+    """ΔE_rand(β, i) = E(β̂) − E(β) with r independent FAVOR++ projections (Theorem A.1), [s draws] for s keys."""
+    change = _energy_change(memories, beta, i, favor_plus_plus(rho))
+    return _many(lambda key: change(independent_projections(key, r, beta.shape[0])), keys, draws)
+
+
+def weighted_energy_change_draws(
+    memories: Float[Array, "M n"], beta: Float[Array, "n"], i: int, rho: float, keys: Array, draws: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same with one projection, drawn where (ΔE)² is large and weighed back (importance sampling).
+
+    (ΔE)² N(ω; 0, I) is a sum of Gaussians of variance ρI, the largest at 2Bρ(ξ^μ + β) and 2Bρ(ξ^μ + β̂). Half of
+    the draws are from Gaussians of twice that variance there, half from N(0, I). Plain draws hardly ever get there.
+
+    Returns:
+        (ΔE, weights of mean one), both [s draws]: the mean of weight · ΔE^p estimates E ΔE^p.
+    """
+    n, b = beta.shape[0], (0.5 * (1 / rho + 1)) ** 0.5
     both = jnp.stack([beta, beta.at[i].multiply(-1.0)])
+    centres = 2.0 * b * rho * (memories[:, None] + both[None]).reshape(-1, n)
+    change = _energy_change(memories, beta, i, favor_plus_plus(rho))
+    log_normal = lambda x, v: -0.5 * jnp.sum(x * x, axis=-1) / v - 0.5 * n * jnp.log(2 * jnp.pi * v)
 
     def one(key):
-        omega = draw(key, r, beta.shape[0])
+        of_kind, of_centre, of_noise = jax.random.split(key, 3)
+        noise = jax.random.normal(of_noise, (n,))
+        there = centres[jax.random.randint(of_centre, (), 0, len(centres))] + (2 * rho) ** 0.5 * noise
+        omega = jnp.where(jax.random.bernoulli(of_kind), there, noise)
+        near = jax.nn.logsumexp(log_normal(omega[None] - centres, 2 * rho)) - jnp.log(len(centres))
+        plain = log_normal(omega, 1.0)
+        return jnp.stack([change(omega[None]), jnp.exp(plain - jnp.logaddexp(near, plain) + jnp.log(2.0))])
+
+    drawn = _many(one, keys, draws)
+    return drawn[..., 0], drawn[..., 1]
+
+
+def _energy_change(memories: Array, beta: Array, i: int, phi: FeatureMap) -> Callable:
+    """ω ↦ E(β̂) − E(β) (Eq. 8)."""
+    both = jnp.stack([beta, beta.at[i].multiply(-1.0)])
+
+    def change(omega):
         here, there = jnp.exp(theory.compact(theory.store(memories, omega, phi), omega, phi)(both))
         return here - there
 
-    return _many(one, key, draws)
+    return change
 
 
-def _many(one: Callable, key: Array, draws: int) -> np.ndarray:
+def _many(one: Callable, keys: Array, draws: int) -> np.ndarray:
+    """one(key) for `draws` keys made of each key given, [s draws …], float64, compiled once."""
     run = jax.jit(jax.vmap(one))
-    batches = [run(jax.random.split(k, min(BATCH, draws))) for k in jax.random.split(key, -(-draws // BATCH))]
-    return np.concatenate([np.asarray(b, np.float64) for b in batches])[:draws]
+    batches = [[run(jax.random.split(k, BATCH)) for k in jax.random.split(key, -(-draws // BATCH))] for key in keys]
+    return np.stack([np.concatenate([np.asarray(b, np.float64) for b in of_seed])[:draws] for of_seed in batches])
 
 
 def retrievals(
     recalls: dict[str, Callable],
-    key: Array,
+    keys: Array,
     trials: int,
     *,
     n: int,
@@ -82,15 +115,15 @@ def retrievals(
     Args:
         recalls: by name, (key, memories [M n], input [n]) → answer [n] of ±1, for instance functions below. All
             are asked the same.
-        key: a JAX random key.
-        trials: how many times, each with its own memories, corruption and projections.
+        keys: s random keys.
+        trials: how many times for each key, every time with other memories, corruption and projections.
         n: N.
         memories: M.
         wrong: how many signs of the input are flipped.
         pool: patterns [P n] to draw the memories from; random signs by default.
 
     Returns:
-        By name, the number of wrong bits in each answer, [trials].
+        By name, the number of wrong bits in each answer, [s trials].
     """
 
     def one(key):
@@ -102,8 +135,9 @@ def retrievals(
         beta = theory.corrupt(xi[0], of_input, wrong)
         return {name: jnp.sum(recall(of_recall, xi, beta) != xi[0]) for name, recall in recalls.items()}
 
-    answers = jax.jit(partial(jax.lax.map, one))(jax.random.split(key, trials))
-    return {name: np.asarray(wrong_bits) for name, wrong_bits in answers.items()}
+    run = jax.jit(partial(jax.lax.map, one))
+    answers = [run(jax.random.split(k, trials)) for k in keys]
+    return {name: np.stack([np.asarray(a[name]) for a in answers]) for name in recalls}
 
 
 def updates_of(energy_of: Callable) -> Callable:
