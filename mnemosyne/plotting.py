@@ -97,6 +97,20 @@ def heat(ax: Axes, matrix: np.ndarray, title: str, xlabel: str = "", ylabel: str
     ax.figure.colorbar(image, ax=ax, shrink=0.85, pad=0.02)
 
 
+def picture_rows(rows: dict[str, np.ndarray], side: int, width: float = 5.5) -> plt.Figure:
+    """Draw rows of ±1 images, [columns side²] each, with a label at the left of each row."""
+    columns = len(next(iter(rows.values())))
+    fig, axes = plt.subplots(len(rows), columns, figsize=(width, 0.92 * width * 0.8 * len(rows) / columns))
+    for line, (label, images) in zip(axes, rows.items(), strict=True):
+        for ax, image in zip(line, images, strict=True):
+            ax.imshow(np.reshape(image, (side, side)), cmap="gray_r", vmin=-1, vmax=1, interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(True)
+            ax.spines[:].set_color("0.8")
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    return fig
+
+
 def canvas(width: float, height: float) -> tuple[plt.Figure, Axes]:
     """An empty drawing area with one unit per inch."""
     fig, ax = plt.subplots(figsize=(width, height))

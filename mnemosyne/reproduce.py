@@ -55,6 +55,7 @@ def reproduce(
         raise ValueError("the repository keeps notebooks run at scale quick with seed 0; drop --in-place")
     executed = results.root() / "data" / "cache" / "executed" / scale
     results.writable(executed)
+    os.environ["MNEMOSYNE_BATCH"] = "1"  # no widgets: see explore.sliders
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(results.root() / "data" / "cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     outcomes = []

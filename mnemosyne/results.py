@@ -33,6 +33,7 @@ NOT_IN_TRAINING = {
     "recipes.py",
     "scale.py",
     "store.py",
+    "explore.py",
     "theory.py",
     "trials.py",
     "zoo.py",

@@ -172,22 +172,36 @@ def regular_energy(sharpness: float = 1.0) -> Callable:
     return lambda key, xi: theory.regular(xi, sharpness)
 
 
-def cam_read(phi: FeatureMap, r: int, sharpness: float, draw: Callable = independent_projections) -> Callable:
-    """Recall by the fraction of Eq. 5: the sign of Σ_μ ξ^μ φ(β)ᵀφ(ξ^μ) / Σ_μ φ(β)ᵀφ(ξ^μ)."""
+def cam_read(
+    phi: FeatureMap,
+    r: int,
+    sharpness: float,
+    centre: Float[Array, "n"] | float = 0.0,
+    draw: Callable = independent_projections,
+) -> Callable:
+    """Recall by the fraction of Eq. 5: the sign of Σ_μ ξ^μ φ(q)ᵀφ(k^μ) / Σ_μ φ(q)ᵀφ(k^μ).
+
+    Queries and keys are √κ (β − b) and √κ (ξ − b): W_Q = W_K = √κ I, with a bias b as in any attention layer.
+    """
 
     def recall(key, xi, beta):
         omega = draw(key, r, xi.shape[1])
-        of_keys = phi.log_features(sharpness**0.5 * xi, omega)
-        of_query = phi.log_features(sharpness**0.5 * beta, omega)
+        of_keys = phi.log_features(sharpness**0.5 * (xi - jnp.broadcast_to(centre, beta.shape)[None]), omega)
+        of_query = phi.log_features(sharpness**0.5 * (beta - centre), omega)
         weights = jax.nn.softmax(jax.nn.logsumexp(of_keys + of_query[None], axis=-1))
         return _signs(weights @ xi)
 
     return recall
 
 
-def hopfield_read(sharpness: float) -> Callable:
+def hopfield_read(sharpness: float, centre: Float[Array, "n"] | float = 0.0) -> Callable:
     """Recall by one step of the modern Hopfield network: the same fraction with the exact kernel."""
-    return lambda key, xi, beta: _signs(theory.hopfield(beta, xi, sharpness))
+
+    def recall(key, xi, beta):
+        keys = xi - jnp.broadcast_to(centre, beta.shape)[None]
+        return _signs(jax.nn.softmax(sharpness * keys @ (beta - centre)) @ xi)
+
+    return recall
 
 
 def identity_maps(omega: Float[Array, "r n"]) -> Theta:

@@ -173,3 +173,10 @@ def test_sets_build(digits):
     tasks = sets.build([m for m in sets.META_TRAIN if isinstance(m[0], MLPSpec)], digits)
     assert [t.name for t in tasks] == ["mlp 24 sigmoid digits", "mlp 20+28 relu digits/2", "mlp 36 sigmoid digits/2"]
     assert len({t.name for t in tasks}) == len(tasks)
+
+
+def test_signs_are_binary_images(digits):
+    signs = data.signs(digits.test)
+    assert signs.shape == (300, 64)
+    assert set(np.unique(signs)) == {-1.0, 1.0}
+    assert (signs[5].reshape(8, 8)[..., None] > 0).tolist() == (digits.test.images[5] > 127).tolist()

@@ -170,6 +170,11 @@ def standardise(data: Dataset, images: UInt8[Array, "n h w c"]) -> Float[Array, 
     return (images.astype(jnp.float32) / 255.0 - data.mean) / data.std
 
 
+def signs(part: Split, threshold: int = 127) -> Float[Array, "n p"]:
+    """Binarise images: +1 where a pixel is above the threshold, −1 elsewhere, flattened."""
+    return jnp.where(part.images > threshold, 1.0, -1.0).reshape(part.images.shape[0], -1)
+
+
 def pool(data: Dataset, factor: int) -> Dataset:
     """Mean-pool images by a whole factor that divides their sides, for the same task at a lower cost."""
 
