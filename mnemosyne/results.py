@@ -27,17 +27,9 @@ from mnemosyne.types import Task
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
-NOT_IN_TRAINING = {
-    *PRESENTATION,
-    "metatrain.py",
-    "recipes.py",
-    "scale.py",
-    "store.py",
-    "explore.py",
-    "theory.py",
-    "trials.py",
-    "zoo.py",
-}
+THEORY = {"explore.py", "study_capacity.py", "study_features.py", "theory.py", "trials.py"}
+
+NOT_IN_TRAINING = {*PRESENTATION, *THEORY, "metatrain.py", "recipes.py", "scale.py", "store.py", "zoo.py"}
 """Nor do these take part when a network is trained by an optimizer that is given."""
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")

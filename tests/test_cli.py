@@ -84,3 +84,11 @@ def test_bench_measures_ratios_and_bytes():
     assert round(table["bytes/parameter"]["coordinate"]) == 2560
     assert table["× adam"]["optax.adam"] == 1.0
     assert (table["× copy of its state"] > 0).all()
+
+
+def test_bench_compares_the_parallel_form_with_the_scan():
+    table = bench.bench_sequence(t=200, rounds=1).set_index("of")
+    assert set(table.index) == {"output", "gradient"}
+    assert (table["relative difference"] < 1e-4).all()
+    assert (table["ratio"] > 0).all()
+    assert np.allclose(table["ratio"], table["scan, ms"] / table["parallel, ms"])

@@ -1,0 +1,104 @@
+"""The experiments of notebooks 02 and 03 at sizes that take seconds."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from mnemosyne import study_capacity, study_features, theory, zoo
+from mnemosyne.features import hyperbolic, positive
+
+MAPS = {"FAVOR+": positive, "hyperbolic": hyperbolic}
+
+
+def test_pairs_have_the_sums_asked_for():
+    x, y = study_features.pairs((0.25, 2.0), 5, seed=0)
+    assert np.allclose(jnp.sum((x + y) ** 2, -1), [0.25, 2.0], rtol=1e-5)
+
+
+def test_feature_studies_report_each_map_and_seed():
+    formula = lambda name, s: theory.relative_variance(s, 4, 1.0, name == "hyperbolic")
+    means = study_features.unbiasedness(MAPS, (0.5,), 4, 4, [0, 1], 500)
+    assert len(means) == 2 * 2
+    assert means.z.abs().max() < 5
+    measured = study_features.variances(MAPS, formula, (0.5,), 4, 4, [0, 1], 2_000)
+    plain = measured[measured.projections == "independent"]
+    assert np.allclose(plain["r Var / K²"], plain["formula"], rtol=0.3)
+    table, slopes = study_features.against_features(MAPS, 0.5, 4, (4, 16), [0, 1], 2_000)
+    assert len(table) == 2 * 2 * 2
+    assert np.allclose(slopes.iloc[:, 0], -1, atol=0.15)
+
+
+def test_the_largest_feature_never_shrinks():
+    table = study_features.largest_features(MAPS, jnp.ones(2), 0, 1_000)
+    for _, group in table.groupby("map"):
+        assert group.largest.is_monotonic_increasing
+
+
+def test_costs_are_those_of_equal_features():
+    s = np.array([0.5, 4.0])
+    costs = study_features.costs(s, [2, 8])
+    assert all(c.shape == (2, 2) for c in costs.values())
+    assert np.allclose(costs["FAVOR+"][0], np.expm1(s))
+    assert (costs["FAVOR++"] <= costs["FAVOR+"] * (1 + 1e-9)).all()
+    assert (costs["hyperbolic FAVOR++"] <= costs["hyperbolic"] * (1 + 1e-3)).all()
+
+
+def test_typical_sum_is_that_of_the_shipped_weights():
+    theta, _ = zoo.load_weights(zoo.path_of("light"))
+    assert 0 < study_features.typical_sum_of(theta) < 100
+
+
+def test_more_state_reads_better():
+    errors = study_features.causal_errors([0], 6, t=12, n=4, m=8).set_index("memory").error
+    assert len(errors) == 8
+    assert errors["hyperbolic, the state of 8 slices"] < errors["hyperbolic"]
+    assert abs(errors["thickened, 8 slices"] / errors["oracle ρ"] - 1) < 0.5
+
+
+def test_signs_hold_at_the_bound():
+    rows = study_capacity.signs_at_the_bound([(12, 6, 1)], [0, 1])
+    assert list(rows.others) == ["worst", "random", "random"]
+    assert (rows["signs right"] == 1).all()
+
+
+def test_the_worst_multiset_fails_a_fixed_factor_above_the_bound():
+    rows = study_capacity.first_wrong_sign([24], [0]).set_index("which").M
+    assert np.isclose((rows["worst multiset"] - 1) / rows["Theorem 4.3"], 2 * np.exp(2) / (np.exp(2) - 1), rtol=1e-3)
+    assert rows["random"] > rows["worst multiset"]
+
+
+def test_energy_changes_agree_with_the_theorem():
+    rows = study_capacity.energy_changes([(4, 2, 0)], [(0.1, 4)], [0, 1], 5_000)
+    weighted = rows[rows.draws == "weighted"]
+    assert np.allclose(weighted["measured variance"], weighted["predicted variance"], rtol=0.2)
+    assert rows.z.abs().max() < 4
+
+
+def test_capacity_grows_with_dimension():
+    rows = study_capacity.stored_by_definition([4, 12], [0], repeats=3)
+    median = rows.groupby(["ρN", "N"]).M.median()
+    assert median[0, 12] > median[0, 4]
+    assert median[0, 12] >= median[1, 12]
+
+
+def test_reads_need_fewer_features_than_energies():
+    rows = pd.DataFrame(study_capacity.all_bits_right(6, 3, [4, 64, 1024], [0], 30))
+    assert set(rows.how) == {"regular", "energy", "read"}
+    assert ((rows.low <= rows.probability + 1e-9) & (rows.probability <= rows.high + 1e-9)).all()
+    by_way = rows[rows.r == 64].set_index("how").probability
+    assert by_way["read"] > by_way["energy"]
+
+
+def test_half_points_interpolate_on_a_logarithmic_axis():
+    rows = pd.DataFrame({"N": 4, "how": "read", "r": [1, 100], "probability": [0.0, 1.0]})
+    assert np.isclose(study_capacity.half_points(rows)["r for ½"][0], 10.0)
+    assert study_capacity.half_points(rows.assign(probability=[0.0, 0.2])).empty
+
+
+def test_query_costs_are_flat_for_the_compact_memory():
+    table, micro = study_capacity.query_costs([4, 64], n=8, r=16, batch=4, rounds=1)
+    operations = table.pivot(index="M", columns="memory", values="operations")
+    assert operations.compact[4] == operations.compact[64]
+    assert operations.regular[64] > 10 * operations.regular[4]
+    assert (micro > 0).all()
+    assert max(study_capacity.update_costs((8, 16), (32,))) < 10
