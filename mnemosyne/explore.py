@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mnemosyne import theory
+from mnemosyne import theory, trials
 from mnemosyne.features import FeatureMap, favor_plus_plus, hyperbolic, mean_square_sum, orthogonal_projections
 from mnemosyne.memory import CAMState, attend, read, write
 from mnemosyne.plotting import COLORS
@@ -49,7 +49,7 @@ def snapshot(
         raise ValueError(f"needs N ≥ 2, M ≥ 1, r ≥ 2, λ ≥ 0, got N = {n}, M = {memories}, r = {r}, λ = {discount}")
     of_patterns, of_input, of_omega = jax.random.split(jax.random.key(seed), 3)
     xi = jax.random.rademacher(of_patterns, (memories, n), jnp.float32)
-    beta = theory.corrupt(xi[memories // 2], of_input, n // 6)
+    beta = trials.corrupt(xi[memories // 2], of_input, n // 6)
     q, k = n**-0.25 * beta, n**-0.25 * xi  # attention's temperature
     fade = jnp.exp(-discount * jnp.arange(memories - 1, -1, -1.0))
     exact = fade * jnp.exp(k @ q)
@@ -61,7 +61,7 @@ def snapshot(
         disagreement = max(disagreement, _disagreement(phi, q, k, xi, omega, discount))
     signs = lambda x: jnp.where(x > 0, 1.0, -1.0)
     strips = {"asked for": xi[memories // 2], "input": beta}
-    strips["regular, Eq. 7"] = theory.restore(theory.regular(xi), beta)
+    strips["regular, downhill"] = theory.descend(theory.regular(xi), beta, of_input, sweeps=8)
     strips |= {f"read, {name}": signs(w @ xi) for name, w in weights.items()}
     as_numpy = lambda d: {name: np.asarray(x) for name, x in d.items()}
     return Snapshot(n, rho, float(mean_square_sum(q[None], k)), as_numpy(weights), as_numpy(strips), disagreement)

@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 Kernel = Callable  # (x [*b N], y [*b N], ω [r N]) → K [*b]
@@ -47,42 +48,42 @@ def exact(x: Float[Array, "*b n"], y: Float[Array, "*b n"], omega: Array | None 
 
 
 def _positive_exponents(z: Float[Array, "*b n"], omega: Float[Array, "r n"]) -> Float[Array, "*b r"]:
-    return z @ omega.T
+    return jnp.matmul(z, omega.T, precision="highest")
 
 
 def _hyperbolic_exponents(z: Float[Array, "*b n"], omega: Float[Array, "r n"]) -> Float[Array, "*b m"]:
     # Both signs in one product: a concatenation of results would keep the exponential from being vectorised.
-    return z @ jnp.concatenate([omega, -omega]).T
+    return jnp.matmul(z, jnp.concatenate([omega, -omega]).T, precision="highest")
 
 
 def _at_least_float32(z: Array) -> Array:
     return z.astype(jnp.promote_types(z.dtype, jnp.float32))
 
 
-def _ready(z: Array, omega: Array) -> Array:
-    """z in float32 or better, if it fits ω."""
+def _ready(z: Array, omega: Array) -> tuple[Array, Array]:
+    """z and ω in float32 or better, if they fit."""
     if omega.ndim != 2 or z.ndim < 1 or z.shape[-1] != omega.shape[-1]:
         raise ValueError(
             f"vectors of shape {jnp.shape(z)} do not fit projections of shape {jnp.shape(omega)}: the last axes, both "
             "N, must agree; draw ω with orthogonal_projections(key, r, N)"
         )
-    return _at_least_float32(z)
+    return _at_least_float32(z), _at_least_float32(omega)
 
 
 def _exponential_map(exponents: Callable, per_projection: int) -> FeatureMap:
     """φ(z) = m^{-1/2} exp(a(z, ω) − ‖z‖²/2) for given exponents a."""
 
     def features(z, omega):
-        z = _ready(z, omega)
+        z, omega = _ready(z, omega)
         a = exponents(z, omega)
         return jnp.exp(a - 0.5 * jnp.sum(z * z, axis=-1, keepdims=True)) / a.shape[-1] ** 0.5
 
     def query(z, omega):
-        a = exponents(_ready(z, omega), omega)
+        a = exponents(*_ready(z, omega))
         return jnp.exp(a - jax.lax.stop_gradient(jnp.max(a, axis=-1, keepdims=True)))
 
     def log_features(z, omega):
-        z = _ready(z, omega)
+        z, omega = _ready(z, omega)
         a = exponents(z, omega)
         return a - 0.5 * jnp.sum(z * z, axis=-1, keepdims=True) - 0.5 * jnp.log(a.shape[-1])
 
@@ -93,7 +94,7 @@ def _plain_map(activation: Callable) -> FeatureMap:
     """φ(z) = r^{-1/2} f(ω_iᵀz), which needs no rescaling."""
 
     def features(z, omega):
-        return activation(_ready(z, omega) @ omega.T) / omega.shape[0] ** 0.5
+        return activation(_positive_exponents(*_ready(z, omega))) / omega.shape[0] ** 0.5
 
     return FeatureMap(features, features, lambda z, omega: jnp.log(features(z, omega)), per_projection=1)
 
@@ -104,7 +105,8 @@ positive = _exponential_map(_positive_exponents, per_projection=1)
 hyperbolic = _exponential_map(_hyperbolic_exponents, per_projection=2)
 """Hyperbolic cosine (Eq. 10), the default: φ(z) = (2r)^{-1/2} e^{−‖z‖²/2} [e^{ω_iᵀz}, e^{−ω_iᵀz}]_i, 2r features.
 
-Keys never overflow: e^{ωᵀz − ‖z‖²/2} ≤ e^{‖ω‖²/2}, whatever z is.
+As with FAVOR+, e^{ωᵀz − ‖z‖²/2} ≤ e^{‖ω‖²/2} whatever z is: keys cannot overflow float32 where ‖ω‖² < 177, that is up
+to N of about 100.
 """
 
 relu = _plain_map(jax.nn.relu)
@@ -114,14 +116,14 @@ square = _plain_map(jnp.square)
 """φ(z) = r^{-1/2} (ω_iᵀz)²: the kernel ‖x‖²‖y‖² + 2(xᵀy)², no estimate of exp(xᵀy) (App. B.4, Fig. 13)."""
 
 
-def favor_plus_plus(rho: float) -> FeatureMap:
-    """FAVOR++ (App. A.1.1): r features that are bounded in ω and, at the right ρ, vary least.
+def favor_plus_plus(rho: float | Array) -> FeatureMap:
+    """FAVOR++ (App. A.1.1): r features that are bounded in ω and, where ‖x+y‖² is large, vary least.
 
         φ(z) = r^{-1/2} D [exp(−Â‖ω_i‖² + B ω_iᵀz − ‖z‖²/2)]_i
         Â = (1/ρ − 1)/8,   B = √(1 + 4Â),   D = (1 + 4Â)^{N/4}
 
     Args:
-        rho: ρ ∈ (0, 1); `best_rho` gives the best for a typical ‖x+y‖² (Eq. 11). ρ → 1 is FAVOR+.
+        rho: ρ ∈ (0, 1), a number; `best_rho` gives the best for a typical ‖x+y‖² (Eq. 11). ρ → 1 is FAVOR+.
 
     Raises:
         ValueError: if ρ is outside (0, 1).
@@ -129,19 +131,24 @@ def favor_plus_plus(rho: float) -> FeatureMap:
     return _exponential_map(_bounded(_positive_exponents, rho), per_projection=1)
 
 
-def hyperbolic_plus_plus(rho: float) -> FeatureMap:
+def hyperbolic_plus_plus(rho: float | Array) -> FeatureMap:
     """Hyperbolic FAVOR++: each ω of `favor_plus_plus` is used with both signs, 2r features (end of App. A.1.1).
 
     With s = ‖x+y‖² and S = ((1+ρ)/2√ρ)^N, the relative variance at equal r falls from (S e^{ρs} − 1)/r to
     (S (e^{ρs} + e^{−s})/2 − 1)/r, because the two signs' squares have the mean e^{ρs} and their product e^{−s}.
+    Argument and error as `favor_plus_plus`; 2r features.
     """
     return _exponential_map(_bounded(_hyperbolic_exponents, rho), per_projection=2)
 
 
-def _bounded(exponents: Callable, rho: float) -> Callable:
+def _bounded(exponents: Callable, rho: float | Array) -> Callable:
     """Exponents of the ++ maps: those of the plain map at Bz, less Â‖ω‖², plus log D."""
-    if not isinstance(rho, int | float) or not 0.0 < rho < 1.0:
-        raise ValueError(f"ρ must be one number in (0, 1), got {rho!r}; best_rho(s, N) gives a good one (Eq. 11)")
+    if isinstance(rho, np.generic | np.ndarray | jax.Array) and np.ndim(rho) == 0:
+        rho = float(rho)
+    if not isinstance(rho, int | float) or not 1e-6 < rho < 1.0:
+        raise ValueError(
+            f"ρ must be one number in (0, 1), at least 1e-6, got {rho!r}; best_rho(s, N) gives a good one (Eq. 11)"
+        )
     a = (1.0 / rho - 1.0) / 8.0
 
     def bounded(z, omega):
@@ -158,12 +165,31 @@ def best_rho(s: Float[Array, "*b"] | float, n: int) -> Float[Array, "*b"]:
 
         ρ* = (√((2s+N)² + 8Ns) − 2s − N) / 4s  =  2N / (√((2s+N)² + 8Ns) + 2s + N)
 
-    The second form, used here, has no division by zero; ρ* = 1 at s = 0.
+    The second form, used here, has no division by zero. ρ* → 1 as s → 0; what is returned stays below 1, as FAVOR++
+    asks.
+
+    Args:
+        s: ‖x+y‖² ≥ 0, typically its mean over queries and keys, see `mean_square_sum`.
+        n: N ≥ 1.
+
+    Returns:
+        ρ* ∈ (0, 1), of the shape of s.
     """
     if n < 1:
         raise ValueError(f"the dimension N must be at least 1, got {n}")
     a = 2.0 * jnp.maximum(jnp.asarray(s, jnp.float32), 0.0) + n
-    return 2.0 * n / (jnp.sqrt(a * a + 4.0 * n * (a - n)) + a)
+    return jnp.minimum(2.0 * n / (jnp.sqrt(a * a + 4.0 * n * (a - n)) + a), 1.0 - 1e-6)
+
+
+def feature_bound(size: float, n: int, rho: float) -> float:
+    """The largest value a FAVOR++ feature √r φ_i(z) takes over all ω, with ‖z‖² = size (App. A.1.1).
+
+    D exp(‖z‖² (1/4Â + ½)), reached at ω = Bz/2Â. FAVOR+ has none.
+    """
+    if not 0 < rho < 1:
+        raise ValueError(f"only features with ρ in (0, 1) are bounded, got ρ = {rho}")
+    a = (1 / rho - 1) / 8
+    return (1 + 4 * a) ** (n / 4) * np.exp(size * (1 / (4 * a) + 0.5))
 
 
 def mean_square_sum(q: Float[Array, "i n"], k: Float[Array, "j n"]) -> Float[Array, ""]:

@@ -179,7 +179,7 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
         in_front = lambda old, new: jnp.concatenate([jnp.moveaxis(old, -2, 0), new])  # time first, as in q and k
         scores = jnp.einsum("t...d,u...d->t...u", q, in_front(state.keys, k))
         t, u = jnp.arange(q.shape[0])[:, None], jnp.arange(-cache, q.shape[0])[None, :]
-        age = (t - u).reshape(q.shape[0], *(1,) * (q.ndim - 2), -1)
+        age = (t - u).reshape(q.shape[0], *(1,) * (q.ndim - 2), cache + q.shape[0])
         # Written entries of the cache were last weighed one step before the window began.
         before = state.weight + discount * jnp.arange(cache - 1, -1, -1.0).reshape(*(1,) * (q.ndim - 2), -1)
         written = jnp.concatenate([before, jnp.zeros((*q.shape[1:-1], q.shape[0]))], axis=-1)[None]

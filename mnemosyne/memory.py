@@ -20,7 +20,8 @@ from jaxtyping import Array, Float
 from mnemosyne.features import FeatureMap, hyperbolic, orthogonal_projections
 from mnemosyne.types import State, Theta
 
-# Below every denominator φ(q)ᵀΨ that occurs; smaller, and 1/(φ(q)ᵀΨ)² overflows in the gradient.
+# Keeps an empty memory from dividing by zero. Smaller, and 1/(φ(q)ᵀΨ)² overflows in the gradient; so a key so long
+# that its features vanish beside it is as good as not written, see the numerics of `cam`.
 _TINY = 1e-15
 
 # Patterns per chunk of the parallel form: the best of 16 to 512 for 32 features on a CPU.
@@ -55,11 +56,15 @@ def write(state: CAMState, phi_k: Float[Array, "*s m"], content: Float[Array, "*
         state: the memory before.
         phi_k: features of the key.
         content: what to remember under that key.
-        discount: λ ≥ 0 per step; 0 forgets nothing.
+        discount: λ ≥ 0 per step, a number and finite; 0 forgets nothing.
 
     Returns:
         The memory after, of the same size.
+
+    Raises:
+        ValueError: if the discount is not such a number.
     """
+    check_memory(discount)
     keep = math.exp(-discount)
     return CAMState(N=keep * state.N + content[..., :, None] * phi_k[..., None, :], Psi=keep * state.Psi + phi_k)
 
@@ -104,7 +109,9 @@ def cam(
     Raises:
         ValueError: if projections < 1 or discount is not a number ≥ 0; at the first pattern, if it does not fit θ.
 
-    Numerics: state and sums in float32 whatever the input. Queries are rescaled, which is exact.
+    Numerics: state and sums in float32 whatever the input. Queries are rescaled, which is exact; keys are not, since
+    Eq. 4 adds them up. Features of keys with ‖k‖ above about 9 fall below float32's reach and are forgotten, so
+    addresses should be of order one, as layer normalisation makes them.
 
     Reference: Jain et al. 2023, §3.3; Choromanski et al. 2021 for the features.
 
@@ -138,10 +145,11 @@ def cam(
     return Memory(init_with_projections(projections, draw), state, step, window)
 
 
-def check_memory(discount: float, projections: int) -> None:
-    if not isinstance(discount, int | float) or not discount >= 0:
+def check_memory(discount: float, projections: int = 1) -> None:
+    """Raise a ValueError unless λ is a finite number ≥ 0 and r a whole number ≥ 1."""
+    if not isinstance(discount, int | float) or not 0 <= discount < math.inf:
         raise ValueError(f"the discount λ must be one number ≥ 0 per step, got {discount!r}")
-    if projections < 1:
+    if not isinstance(projections, int) or projections < 1:
         raise ValueError(f"a memory needs at least one random projection, got projections = {projections}")
 
 
@@ -227,7 +235,7 @@ def attend(
         What each query recalls, its own pattern included.
     """
     t = phi_q.shape[0]
-    chunk = min(CHUNK, t)
+    chunk = max(1, min(CHUNK, t))
     n = -(-t // chunk)
     # Padding comes after every real pattern, so that causality alone keeps it out.
     chunked = lambda x: jnp.pad(x, [(0, n * chunk - t)] + [(0, 0)] * (x.ndim - 1)).reshape(n, chunk, *x.shape[1:])

@@ -19,7 +19,7 @@ from itertools import combinations
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from mnemosyne.features import FeatureMap
 
@@ -56,6 +56,7 @@ def regular(memories: Float[Array, "M n"], sharpness: float = 1.0) -> LogEnergy:
         ValueError: if there is no memory, one is not ±1, or an input has another length.
     """
     xi = jnp.asarray(check_memories(memories), jnp.float32)
+    _check_sharpness(sharpness)
 
     def log_energy(beta: Array) -> Array:
         _check_length(beta, xi.shape[1])
@@ -67,10 +68,11 @@ def regular(memories: Float[Array, "M n"], sharpness: float = 1.0) -> LogEnergy:
 def store(
     memories: Float[Array, "M n"], omega: Float[Array, "r n"], phi: FeatureMap, sharpness: float = 1.0
 ) -> Float[Array, "m"]:
-    """Sum the features of all memories: log M̄ = log Σ_μ φ(√κ ξ^μ) (Eq. 8), m numbers whatever M is.
+    """Sum the features of all memories: log M̄ = log Σ_μ φ(√κ ξ^μ) (Eq. 8), [m] whatever M is (and ω, or its seed).
 
     Storing another memory is `jnp.logaddexp(store(new, …), log_sum)`, O(Nr).
     """
+    _check_sharpness(sharpness)
     xi = jnp.asarray(check_memories(memories), jnp.float32)
     return jax.nn.logsumexp(phi.log_features(sharpness**0.5 * xi, omega), axis=0)
 
@@ -88,6 +90,9 @@ def compact(
 
     Returns:
         β [*b N] ↦ log(−E(β)) [*b].
+
+    Raises:
+        ValueError: if sum and projections do not belong together, or an input has another length.
     """
     if log_sum.shape[0] != phi.per_projection * omega.shape[0]:
         raise ValueError(
@@ -108,14 +113,28 @@ def restore(log_energy: LogEnergy, beta: Float[Array, "n"]) -> Float[Array, "n"]
 
         T_j(β)_j = sgn( E(β with β_j = −1) − E(β with β_j = +1) )
 
-    A coordinate is flipped if that lowers the energy; on a tie it stays.
+    Args:
+        log_energy: an energy of vectors of N signs.
+        beta: the input, ±1.
+
+    Returns:
+        [N] of ±1, and 0 where the two energies are equal: a tie restores nothing.
+
+    Raises:
+        ValueError: if β is not one vector of ±1.
     """
+    _check_signs(beta)
     flipped = beta[None] * (1.0 - 2.0 * jnp.eye(beta.shape[0]))
-    return jnp.where(log_energy(flipped) > log_energy(beta), -beta, beta)
+    return beta * jnp.sign(log_energy(beta) - log_energy(flipped))
 
 
 def descend(log_energy: LogEnergy, beta: Float[Array, "n"], key: Array, sweeps: int = 2) -> Float[Array, "n"]:
-    """Run the dynamics of Eq. 7: sweeps · N updates of coordinates drawn independently at random."""
+    """Run the dynamics of Eq. 7: sweeps · N updates of coordinates drawn independently at random; ties stay.
+
+    Returns:
+        The vector of ±1 reached, [N]. A ValueError if β is not one vector of ±1.
+    """
+    _check_signs(beta)
     n = beta.shape[0]
 
     def update(carry, j):
@@ -138,24 +157,11 @@ def hopfield(
         A convex combination of memories; its sign is a vector of ±1.
     """
     xi = jnp.asarray(check_memories(memories), jnp.float32)
+    _check_sharpness(sharpness)
+    _check_length(beta, xi.shape[1])
     for _ in range(steps):
         beta = jax.nn.softmax(sharpness * beta @ xi.T, axis=-1) @ xi
     return beta
-
-
-def hebbian(memories: Float[Array, "M n"]) -> LogEnergy:
-    """The classical Hopfield memory: E(β) = −½ Σ_μ (βᵀξ^μ)² = −½ βᵀWβ with W = ΞᵀΞ, N² numbers whatever M is.
-
-    It is a compact memory with the square kernel, whose features ξξᵀ are exact. Its capacity grows as N, not e^N.
-    """
-    xi = jnp.asarray(check_memories(memories), jnp.float32)
-    w = xi.T @ xi / xi.shape[1]
-
-    def log_energy(beta: Array) -> Array:
-        _check_length(beta, xi.shape[1])
-        return jnp.log(0.5 * jnp.sum((beta @ w) * beta, axis=-1))
-
-    return log_energy
 
 
 def ball(n: int, radius: int) -> np.ndarray:
@@ -237,7 +243,7 @@ def relative_variance(s: np.ndarray, n: int, rho: float | np.ndarray = 1.0, anti
         ((1+ρ)/2√ρ)^N e^{ρs} − 1                   FAVOR++;   FAVOR+ at ρ = 1
         ((1+ρ)/2√ρ)^N (e^{ρs} + e^{−s})/2 − 1      hyperbolic FAVOR++;   hyperbolic at ρ = 1
 
-    It depends on x and y through s alone. Minimising the first over ρ gives Eq. 11, see `features.best_rho`.
+    Minimising the first over ρ gives Eq. 11, see `features.best_rho`.
 
     Args:
         s: ‖x+y‖².
@@ -255,18 +261,11 @@ def relative_variance(s: np.ndarray, n: int, rho: float | np.ndarray = 1.0, anti
     return 0.5 * (np.expm1(growth + rho * s) + np.expm1(growth - s))
 
 
-def feature_bound(size: float, n: int, rho: float) -> float:
-    """The largest value a FAVOR++ feature √r φ_i(z) takes over all ω, with ‖z‖² = size (App. A.1.1).
-
-    D exp(‖z‖² (1/4Â + ½)), reached at ω = Bz/2Â. FAVOR+ has none.
-    """
-    a = (1 / rho - 1) / 8
-    return (1 + 4 * a) ** (n / 4) * math.exp(size * (1 / (4 * a) + 0.5))
-
-
 def energy_change(memories: np.ndarray, beta: np.ndarray, i: int) -> float:
     """ΔE(β, i) = E(β̂) − E(β) of the regular memory, β̂ being β flipped at i; the mean of ΔE_rand (Theorem 4.3)."""
-    overlaps = np.asarray(check_memories(memories), np.float64) @ np.asarray(beta, np.float64)
+    _check_length(beta, np.shape(check_memories(memories))[1])
+    _check_signs(beta)
+    overlaps = np.asarray(memories, np.float64) @ np.asarray(beta, np.float64)
     other = overlaps - 2 * np.asarray(memories, np.float64)[:, i] * float(beta[i])
     return float(np.sum(np.exp(overlaps)) - np.sum(np.exp(other)))
 
@@ -291,21 +290,27 @@ def energy_change_variance(
         rho: FAVOR++'s ρ ∈ (0, 1).
         r: number of independent projections.
         pair_sum: (memories, a, γ) → aᵀGa, `pair_sum_direct` or `pair_sum_walsh`; the cheaper by default.
+
+    Raises:
+        ValueError: for memories or inputs that are not ±1, r < 1, ρ outside (0, 1), or N beyond float64.
     """
     if r < 1 or not 0 < rho < 1:
         raise ValueError(f"the variance needs r ≥ 1 projections and ρ in (0, 1), got r = {r}, ρ = {rho}")
+    change = energy_change(memories, beta, i)
     xi, beta = np.asarray(check_memories(memories), np.float64), np.asarray(beta, np.float64)
     m, n = xi.shape
     pair_sum = pair_sum or (pair_sum_walsh if n * 2.0**n < m * m else pair_sum_direct)
     gamma = (1 + rho) / 4
     flipped = beta.copy()
     flipped[i] *= -1
-    # e^{−4γN} is taken out of every a twice and put back in the constant, so that nothing overflows.
+    # e^{−4γN} is taken out of every a and put back in the constant, which is the last to overflow.
     a, b = (np.exp(4 * gamma * (xi @ x - n)) for x in (beta, flipped))
     forms = [pair_sum(xi, v, gamma) for v in (a, b, np.sqrt(a * b))]
     log_constant = n * (math.log1p(rho) - math.log(2) - 0.5 * math.log(rho)) + (16 * gamma - 2) * n
+    if log_constant > 700:
+        raise ValueError(f"the variance at N = {n} and ρ = {rho} is beyond float64; compare at a smaller N")
     second = math.exp(log_constant) * (forms[0] + forms[1] - 2 * math.exp(-4 * gamma) * forms[2])
-    return (second - energy_change(xi, beta, i) ** 2) / r
+    return (second - change**2) / r
 
 
 def pair_sum_direct(memories: np.ndarray, a: np.ndarray, gamma: float) -> float:
@@ -330,14 +335,15 @@ def pair_sum_walsh(memories: np.ndarray, a: np.ndarray, gamma: float) -> float:
     return float(np.sum(f.reshape(-1) ** 2 * (1 + small) ** (n - bits) * (1 - small) ** bits) / 2**n)
 
 
-def retrieves(log_energy: LogEnergy, pattern: Float[Array, "n"], beta: Float[Array, "n"]) -> Bool[Array, ""]:
-    """Whether every T_j(β)_j restores the pattern's bit: Def. 4.1 for one input."""
-    return jnp.all(restore(log_energy, beta) == pattern)
+def _check_sharpness(sharpness: float) -> None:
+    if not sharpness > 0:
+        raise ValueError(f"the sharpness κ must be above 0, got {sharpness}")
 
 
-def corrupt(pattern: Float[Array, "n"], key: Array, wrong: int | Int[Array, ""]) -> Float[Array, "n"]:
-    """Flip `wrong` randomly chosen signs."""
-    return jnp.where(jax.random.permutation(key, pattern.shape[0]) < wrong, -pattern, pattern)
+def _check_signs(beta: Array) -> None:
+    known = not isinstance(beta, jax.core.Tracer)
+    if np.ndim(beta) != 1 or (known and not np.all(np.abs(np.asarray(beta, np.float64)) == 1)):
+        raise ValueError(f"an input must be one vector of ±1, got shape {np.shape(beta)}; vmap over several")
 
 
 def _check_length(beta: Array, n: int) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mnemosyne import theory
 from mnemosyne.features import (
@@ -132,12 +132,22 @@ def retrievals(
             xi = jax.random.rademacher(of_memories, (memories, n), jnp.float32)
         else:
             xi = pool[jax.random.choice(of_memories, pool.shape[0], (memories,), replace=False)]
-        beta = theory.corrupt(xi[0], of_input, wrong)
+        beta = corrupt(xi[0], of_input, wrong)
         return {name: jnp.sum(recall(of_recall, xi, beta) != xi[0]) for name, recall in recalls.items()}
 
     run = jax.jit(partial(jax.lax.map, one))
     answers = [run(jax.random.split(k, trials)) for k in keys]
     return {name: np.stack([np.asarray(a[name]) for a in answers]) for name in recalls}
+
+
+def corrupt(pattern: Float[Array, "n"], key: Array, wrong: int | Int[Array, ""]) -> Float[Array, "n"]:
+    """Flip `wrong` randomly chosen signs."""
+    return jnp.where(jax.random.permutation(key, pattern.shape[0]) < wrong, -pattern, pattern)
+
+
+def retrieves(log_energy: Callable, pattern: Float[Array, "n"], beta: Float[Array, "n"]) -> Bool[Array, ""]:
+    """Whether every T_j(β)_j restores the pattern's bit: Def. 4.1 for one input. A tie does not."""
+    return jnp.all(theory.restore(log_energy, beta) == pattern)
 
 
 def updates_of(energy_of: Callable) -> Callable:
@@ -153,6 +163,17 @@ def dynamics_of(energy_of: Callable, sweeps: int = 8) -> Callable:
         return theory.descend(energy_of(of_energy, xi), beta, of_order, sweeps)
 
     return recall
+
+
+def hebbian(memories: Float[Array, "M n"]) -> Callable:
+    """The classical Hopfield memory: E(β) = −Σ_μ (βᵀξ^μ)²/2N = −½ βᵀWβ with W = ΞᵀΞ/N, N² numbers whatever M is.
+
+    It is a compact memory with the square kernel, whose features ξξᵀ are exact. Its capacity is below N, not e^N.
+    """
+    xi = jnp.asarray(theory.check_memories(memories), jnp.float32)
+    w = xi.T @ xi / xi.shape[1]
+
+    return lambda beta: jnp.log(0.5 * jnp.sum((beta @ w) * beta, axis=-1))
 
 
 def compact_energy(
@@ -221,7 +242,7 @@ def oracle_reads(omega: Float[Array, "r n"], xi: Float[Array, "t n"], content: F
         past = jnp.arange(len(xi)) <= t  # a mask rather than a slice: one shape for every t
         mean = lambda x, past=past: jnp.sum(jnp.where(past[:, None], x, 0.0), axis=0) / jnp.sum(past)
         s = squares[t] + mean(squares[:, None])[0] + 2 * xi[t] @ mean(xi)
-        phi = favor_plus_plus(min(float(best_rho(s, xi.shape[1])), 1 - 1e-6))
+        phi = favor_plus_plus(best_rho(s, xi.shape[1]))
         weights = jnp.where(past, phi.features(xi, omega) @ phi.query(xi[t], omega), 0.0)
         outs.append(weights @ content / weights.sum())
     return jnp.stack(outs)

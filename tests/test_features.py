@@ -110,7 +110,9 @@ def test_best_rho_is_eq_11_and_has_limits():
     s, n = np.array([0.5, 3.0, 50.0], np.float64), 6
     written = (np.sqrt((2 * s + n) ** 2 + 8 * n * s) - 2 * s - n) / (4 * s)
     assert np.allclose(best_rho(jnp.array(s, jnp.float32), n), written, rtol=1e-5)
-    assert best_rho(0.0, n) == 1.0
+    assert np.isclose(best_rho(0.0, n), 1.0)
+    assert best_rho(0.0, n) < 1
+    favor_plus_plus(best_rho(0.0, n))  # is accepted
     assert 0 < best_rho(1e12, n) < 1e-3
     assert jnp.isfinite(jax.grad(lambda s: best_rho(s, n))(0.0))
     with pytest.raises(ValueError, match="at least 1, got 0"):
@@ -207,6 +209,7 @@ def test_bfloat16_input_is_accumulated_in_float32(name):
     narrow, wide = MAPS[name].features(z, omega), MAPS[name].features(z.astype(jnp.float32), omega)
     assert narrow.dtype == jnp.float32
     assert (narrow == wide).all()
+    assert MAPS[name].features(z, omega.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
 @pytest.mark.parametrize("draw", DRAWS)
@@ -225,7 +228,7 @@ def test_vectors_that_do_not_fit_the_projections_are_refused(name, z):
             f(z, omega)
 
 
-@pytest.mark.parametrize("rho", [0.0, 1.0, -0.2, 1.5, float("nan"), "0.5", jnp.ones(2)])
+@pytest.mark.parametrize("rho", [0.0, 1e-300, 1.0, -0.2, 1.5, float("nan"), "0.5", jnp.ones(2)])
 @pytest.mark.parametrize("family", [favor_plus_plus, hyperbolic_plus_plus])
 def test_a_rho_outside_the_open_unit_interval_is_refused(family, rho):
     with pytest.raises((ValueError, TypeError), match=r"rho|ρ"):

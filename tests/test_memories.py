@@ -57,6 +57,11 @@ def test_a_long_window_equals_recurrence(memory):
     assert np.allclose(at_once, step_by_step, rtol=1e-3, atol=1e-4)
 
 
+def test_an_empty_window_is_empty(memory):
+    theta = memory.init(jax.random.key(0), 3, 2, 4)
+    assert memory.window(theta, memory.state((5,), 3, 2), jnp.ones((0, 5, 3)), jnp.ones((0, 5, 2))).shape == (0, 5, 4)
+
+
 def test_the_state_keeps_its_size_and_stays_finite(memory):
     theta = memory.init(jax.random.key(0), 3, 2, 2)
     empty = memory.state((), 3, 2)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnemosyne.features import hyperbolic, positive
+from mnemosyne.features import hyperbolic, orthogonal_projections, positive
 from mnemosyne.memory import CHUNK, CAMState, attend, cam, linear, read, redraw, write
 from tests.helpers import causal_softmax_attention, discounted_attention
 
@@ -101,7 +101,7 @@ def test_projections_are_not_trained():
     assert g["query"]["w"].any()
 
 
-@pytest.mark.parametrize("discount", [-0.1, float("nan"), jnp.ones(3), "0.1"])
+@pytest.mark.parametrize("discount", [-0.1, float("nan"), float("inf"), jnp.ones(3), "0.1"])
 def test_a_discount_that_is_no_number_at_least_zero_is_refused(discount):
     with pytest.raises((ValueError, TypeError), match="discount"):
         cam(discount=discount)
@@ -131,3 +131,12 @@ def test_bfloat16_patterns_are_remembered_in_float32():
     _, wide = run(memory, theta, memory.state((), 3, 2), *(a.astype(jnp.float32) for a in (address, content)))
     assert {x.dtype for x in (*state, outs)} == {jnp.dtype("float32")}
     assert np.allclose(outs, wide, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [0.0, 1.0, 9.0])
+def test_one_pattern_is_read_back_while_keys_are_short(size):
+    """The range of ‖k‖ that `cam` documents."""
+    k = jnp.zeros(16).at[0].set(size)
+    omega = orthogonal_projections(jax.random.key(0), 16, 16)
+    state = write(CAMState(jnp.zeros((1, 32)), jnp.zeros(32)), hyperbolic.features(k, omega), jnp.ones(1), 0.1)
+    assert np.isclose(read(state, hyperbolic.query(k, omega))[0], 1.0, atol=0.01)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mnemosyne import theory
+from mnemosyne import features, theory, trials
 from mnemosyne.features import favor_plus_plus, hyperbolic, independent_projections, positive
 from mnemosyne.memories import attention
 from tests import helpers
@@ -34,9 +34,16 @@ def test_restore_is_eq_7_at_every_coordinate(m, n, seed):
     xi, beta = signs(seed, m, n), signs(seed + 1, n)
     wanted = np.array([helpers.asynchronous_update(beta, xi, j) for j in range(n)])
     got = theory.restore(theory.regular(jnp.array(xi)), jnp.array(beta))
-    decided = wanted != 0
-    assert (np.asarray(got)[decided] == wanted[decided]).all()
-    assert (np.asarray(got)[~decided] == beta[~decided]).all()
+    assert (np.asarray(got)[wanted != 0] == wanted[wanted != 0]).all()
+
+
+def test_a_tie_restores_nothing_and_moves_nothing():
+    xi = jnp.array([[1.0, 1.0], [1.0, -1.0]])
+    energy = theory.regular(xi)
+    assert theory.restore(energy, xi[0]).tolist() == [1.0, 0.0]
+    assert not trials.retrieves(energy, xi[0], xi[0])
+    assert theory.capacity(xi) == 1
+    assert (theory.descend(energy, xi[0], jax.random.key(0)) == xi[0]).all()
 
 
 @given(st.integers(2, 6), st.integers(2, 7), st.integers(0, 99))
@@ -81,7 +88,7 @@ def test_first_failure_is_where_the_margin_vanishes():
     assert failed is not None
     for m, fine in ((failed - 1, True), (failed, False)):
         energy = theory.regular(jnp.array(xi[:m]))
-        assert bool(theory.retrieves(energy, jnp.array(xi[0]), jnp.array(xi[0]))) is fine
+        assert bool(trials.retrieves(energy, jnp.array(xi[0]), jnp.array(xi[0]))) is fine
     assert theory.first_failure(xi[0], xi[0], xi[1:2]) is None
 
 
@@ -113,7 +120,7 @@ def test_many_projections_bring_the_compact_energy_to_the_regular_one():
 def test_dynamics_go_downhill_and_repair_a_memory():
     xi = jnp.array(signs(0, 5, 32))
     energy = theory.regular(xi)
-    beta = theory.corrupt(xi[2], jax.random.key(0), 6)
+    beta = trials.corrupt(xi[2], jax.random.key(0), 6)
     assert int(jnp.sum(beta != xi[2])) == 6
     end = theory.descend(energy, beta, jax.random.key(1), sweeps=8)
     assert (end == xi[2]).all()
@@ -140,7 +147,7 @@ def test_hopfield_is_attention_without_its_matrices():
 
 def test_hebbian_energy_is_the_square_kernel():
     xi, beta = jnp.array(signs(0, 3, 6)), jnp.array(signs(1, 4, 6))
-    assert np.allclose(jnp.exp(theory.hebbian(xi)(beta)), 0.5 * jnp.sum((beta @ xi.T) ** 2, -1) / 6, rtol=1e-4)
+    assert np.allclose(jnp.exp(trials.hebbian(xi)(beta)), 0.5 * jnp.sum((beta @ xi.T) ** 2, -1) / 6, rtol=1e-4)
 
 
 @given(st.integers(1, 5), st.integers(2, 6), st.floats(0.05, 0.9), st.integers(0, 99))
@@ -187,7 +194,7 @@ def test_feature_bound_is_reached_and_never_passed():
     z, rho = jnp.array([0.5, -0.7, 0.2]), 0.4
     a = (1 / rho - 1) / 8
     peak = (1 + 4 * a) ** 0.5 / (2 * a) * z
-    bound = theory.feature_bound(float(z @ z), 3, rho)
+    bound = features.feature_bound(float(z @ z), 3, rho)
     assert np.isclose(favor_plus_plus(rho).features(z, peak[None])[0], bound, rtol=1e-4)
     draws = favor_plus_plus(rho).features(z, independent_projections(jax.random.key(0), 100_000, 3)) * 100_000**0.5
     assert draws.max() <= bound
@@ -219,6 +226,13 @@ def test_memory_bound_is_the_formula():
         (lambda: theory.capacity(np.array([[1.0, 2.0]])), r"must be ±1, got 2"),
         (lambda: theory.capacity(signs(0, 3, 4), radius=2), r"below 2, got 2"),
         (lambda: theory.regular(jnp.ones((2, 4)))(jnp.ones(3)), r"shape \(3,\) does not fit memories of N = 4"),
+        (lambda: theory.restore(theory.regular(jnp.ones((2, 3))), jnp.zeros(3)), r"one vector of ±1, got shape \(3,\)"),
+        (lambda: theory.restore(theory.regular(jnp.ones((2, 3))), jnp.ones((2, 3))), r"vmap over several"),
+        (lambda: theory.regular(jnp.ones((2, 3)), sharpness=-1.0), r"κ must be above 0, got -1"),
+        (lambda: theory.energy_change_variance(np.ones((1, 3)), np.ones(4), 0, 0.5), r"do not|does not fit"),
+        (lambda: theory.energy_change_variance(np.ones((1, 3)), np.array([0.0, 1, 1]), 0, 0.5), r"one vector of ±1"),
+        (lambda: theory.energy_change_variance(np.ones((1, 300)), np.ones(300), 0, 0.5), r"beyond float64"),
+        (lambda: features.feature_bound(1.0, 4, 1.0), r"ρ in \(0, 1\) are bounded"),
         (lambda: theory.memory_bound(10, 0.2, 0.1), r"0 < ρ < τ/2 .* ρ = 0.1, τ = 0.2"),
         (lambda: theory.memory_bound(10, 1.2, 0.1), r"τ = 1.2"),
         (lambda: theory.relative_variance(1.0, 4, 0.0), r"ρ in \(0, 1\]"),
