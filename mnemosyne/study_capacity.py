@@ -128,32 +128,40 @@ def stored_by_definition(ns: Sequence[int], seeds: Sequence[int], repeats: int =
 
 
 def all_bits_right(n: int, memories: int, rs: Sequence[int], seeds: Sequence[int], count: int) -> Iterator[dict]:
-    """P(all bits right) of the regular memory, of the compact one's energy and of its read, with Wilson intervals.
+    """P(all bits right) of regular and compact memory, by energy and by read, with Wilson intervals.
 
-    The input is a stored pattern, faultless; FAVOR++ with the best ρ for s = ‖2ξ‖² = 4N.
+    The input is a stored pattern with one wrong bit; FAVOR++ with the best ρ for s = ‖2ξ‖² = 4N.
     """
-    phi = favor_plus_plus(float(best_rho(4.0 * n, n)))
-    recalls = {"regular 0": trials.updates_of(trials.regular_energy())}
-    recalls |= {f"energy {r}": trials.updates_of(trials.compact_energy(phi, r)) for r in rs}
-    recalls |= {f"read {r}": trials.cam_read(phi, r, 1.0) for r in rs}
-    answers = trials.retrievals(recalls, trials.keys_of(seeds), count, n=n, memories=memories, wrong=0)
+    phi = favor_plus_plus(best_rho(4.0 * n, n))
+    recalls = {("regular", 0): trials.updates_of(trials.regular_energy()), ("exact read", 0): trials.hopfield_read(1.0)}
+    recalls |= {("energy", r): trials.updates_of(trials.compact_energy(phi, r)) for r in rs}
+    recalls |= {("read", r): trials.cam_read(phi, r, 1.0) for r in rs}
+    named = {f"{how}/{r}": recall for (how, r), recall in recalls.items()}
+    answers = trials.retrievals(named, trials.keys_of(seeds), count, n=n, memories=memories, wrong=1)
     for name, wrong_bits in answers.items():
-        how, r = name.split()
+        how, r = name.split("/")
         right, asked = int((wrong_bits == 0).sum()), wrong_bits.size
         low, high = binomtest(right, asked).proportion_ci(method="wilson")
         row = {"N": n, "M": memories, "how": how, "r": int(r)}
         yield {**row, "probability": right / asked, "low": low, "high": high}
 
 
-def half_points(compact: pd.DataFrame) -> pd.DataFrame:
-    """The r at which the probability passes ½, on a line in log r, for each N and way to ask; none if it does not."""
+def features_needed(compact: pd.DataFrame, share: float) -> pd.DataFrame:
+    """The r at which each way to ask succeeds `share` as often as its ceiling, on a line in log r, for each N.
+
+    The ceiling of the energy is the regular memory, that of the read is the exact read. No row where r never does.
+    """
     rows = []
-    for (n, how), group in compact.groupby(["N", "how"]):
-        p, log_r = group.probability.to_numpy(), np.log(group.r.to_numpy())
-        above = int(np.argmax(p >= 0.5))
-        if above and p[above] >= 0.5:
-            at = slice(above - 1, above + 1)
-            rows.append({"N": n, "how": how, "r for ½": float(np.exp(np.interp(0.5, p[at], log_r[at])))})
+    for n, of_n in compact.groupby("N"):
+        for how, ceiling in (("energy", "regular"), ("read", "exact read")):
+            wanted = share * of_n[of_n.how == ceiling].probability.iloc[0]
+            group = of_n[of_n.how == how].sort_values("r")
+            p, log_r = group.probability.to_numpy(), np.log(group.r.to_numpy())
+            above = int(np.argmax(p >= wanted))
+            if p[above] >= wanted:
+                at = slice(max(0, above - 1), above + 1)
+                needed = float(np.exp(np.interp(wanted, p[at], log_r[at])))
+                rows.append({"N": n, "how": how, "ceiling": wanted / share, "features": needed})
     return pd.DataFrame(rows)
 
 

@@ -118,10 +118,7 @@ def restore(log_energy: LogEnergy, beta: Float[Array, "n"]) -> Float[Array, "n"]
         beta: the input, ±1.
 
     Returns:
-        [N] of ±1, and 0 where the two energies are equal: a tie restores nothing.
-
-    Raises:
-        ValueError: if β is not one vector of ±1.
+        [N] of ±1, and 0 where the two energies are equal: a tie restores nothing. A ValueError if β is not ±1.
     """
     _check_signs(beta)
     flipped = beta[None] * (1.0 - 2.0 * jnp.eye(beta.shape[0]))

@@ -83,16 +83,19 @@ def test_capacity_grows_with_dimension():
 
 def test_reads_need_fewer_features_than_energies():
     rows = pd.DataFrame(study_capacity.all_bits_right(6, 3, [4, 64, 1024], [0], 30))
-    assert set(rows.how) == {"regular", "energy", "read"}
+    assert set(rows.how) == {"regular", "exact read", "energy", "read"}
     assert ((rows.low <= rows.probability + 1e-9) & (rows.probability <= rows.high + 1e-9)).all()
     by_way = rows[rows.r == 64].set_index("how").probability
     assert by_way["read"] > by_way["energy"]
 
 
-def test_half_points_interpolate_on_a_logarithmic_axis():
-    rows = pd.DataFrame({"N": 4, "how": "read", "r": [1, 100], "probability": [0.0, 1.0]})
-    assert np.isclose(study_capacity.half_points(rows)["r for ½"][0], 10.0)
-    assert study_capacity.half_points(rows.assign(probability=[0.0, 0.2])).empty
+def test_features_needed_interpolate_on_a_logarithmic_axis():
+    compact = pd.DataFrame({"N": 4, "how": "read", "r": [1, 100], "probability": [0.0, 1.0]})
+    ceilings = pd.DataFrame({"N": 4, "how": ["regular", "exact read"], "r": 0, "probability": [1.0, 0.8]})
+    energy = compact.assign(how="energy", probability=[0.0, 0.2])
+    needed = study_capacity.features_needed(pd.concat([ceilings, compact, energy]), 0.625)
+    assert list(needed.how) == ["read"]
+    assert np.isclose(needed.features[0], 10.0)
 
 
 def test_query_costs_are_flat_for_the_compact_memory():
