@@ -40,7 +40,7 @@ def test_impossible_settings_are_refused(wrong):
 
 
 def test_a_rho_outside_the_unit_interval_is_refused():
-    with pytest.raises(ValueError, match=r"\(0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=r"\(0, 1\), at least 1e-6, got 1.0"):
         explore.snapshot(rho=1.0)
 
 

@@ -207,7 +207,7 @@ def test_the_slice_read_is_the_nearest_to_eq_11():
         (lambda: attention(cache=0), "at least one pattern, got cache = 0"),
         (lambda: attention(cache=4, discount=-1.0), "one number ≥ 0 per step, got -1.0"),
         (lambda: thick_cam(rhos=()), "at least one ρ"),
-        (lambda: thick_cam(rhos=(0.5, 1.0)), r"\(0, 1\), got 1.0"),
+        (lambda: thick_cam(rhos=(0.5, 1.0)), r"\(0, 1\), at least 1e-6, got 1.0"),
         (lambda: thick_cam(projections=0), "projections = 0"),
         (lambda: thick_cam(discount=float("nan")), "≥ 0 per step, got nan"),
     ],
