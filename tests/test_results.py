@@ -1,3 +1,5 @@
+import base64
+import io
 import json
 import os
 import stat
@@ -7,6 +9,7 @@ import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from mnemosyne import plotting, reproduce, results
 from mnemosyne.evaluate import Contender
@@ -209,3 +212,13 @@ def test_plots_draw_every_series():
     plotting.arrow(ax, (0, 0), (1, 1), "arrow")
     assert [t.get_text() for t in ax.texts] == ["box", "arrow"]
     plt.close("all")
+
+
+def test_pictures_keep_their_size_in_few_colors():
+    wide = np.linspace(0, 255, 200 * 300 * 3).reshape(200, 300, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, format="png")
+    small = base64.b64decode(reproduce.in_few_colors(base64.b64encode(buffer.getvalue()).decode()))
+    again = Image.open(io.BytesIO(small))
+    assert again.size == (300, 200)
+    assert np.abs(np.asarray(again.convert("RGB"), int) - wide).mean() < 8
