@@ -74,14 +74,14 @@ def bench_sequence(t: int = 4_096, d: int = 16, projections: int = 16, rounds: i
         spent = [[], []]
         for _ in range(rounds):
             for f, into in zip(by_form, spent, strict=True):
-                into.append(_per_call(f, theta))
+                into.append(per_call(f, theta, calls=10))
         slow, fast = (float(np.median(s)) for s in spent)
         difference = float(np.abs(one - other).max() / np.abs(one).max())
         rows.append([what, slow * 1e3, fast * 1e3, slow / fast, difference])
     return pd.DataFrame(rows, columns=["of", "scan, ms", "parallel, ms", "ratio", "relative difference"])
 
 
-def _per_call(f: Callable, *args, calls: int = 10) -> float:
+def per_call(f: Callable, *args, calls: int) -> float:
     """Seconds per call of a compiled function, after one that warms the caches."""
     jax.block_until_ready(f(*args))
     began = time.perf_counter()

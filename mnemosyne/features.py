@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Kernel = Callable  # (x [*b N], y [*b N], ω [r N]) → K [*b]
-
 
 class FeatureMap(NamedTuple):
     """A linearisation of a kernel.
@@ -217,6 +215,7 @@ def orthogonal_projections(key: Array, r: int, n: int) -> Float[Array, "r n"]:
     _check_sizes(r, n)
     directions_key, norms_key = jax.random.split(key)
     blocks = jax.random.normal(directions_key, (-(-r // n), n, n))
+    # Columns become rows: the same ω as the Q of a QR decomposition with a positive diagonal.
     directions = _gram_schmidt(jnp.swapaxes(blocks, -1, -2)).reshape(-1, n)[:r]
     norms = jnp.linalg.norm(jax.random.normal(norms_key, (r, n)), axis=-1, keepdims=True)
     return directions * norms

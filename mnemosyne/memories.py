@@ -86,31 +86,35 @@ def thick_cam(
         phi_k = jnp.stack([phi.features(k, omega) for phi in maps], axis=-2)
         return q, jnp.concatenate([k, jnp.sum(k * k, -1, keepdims=True)], -1), phi_q, phi_k
 
-    def nearest(q: Array, mean_key: Array) -> Array:
-        """Index of the slice to read, [*s]."""
-        s = jnp.sum(q * q, -1) + mean_key[..., -1] + 2.0 * jnp.sum(q * mean_key[..., :-1], -1)
-        rho = best_rho(jax.lax.stop_gradient(s), q.shape[-1])[..., None]
-        return jnp.argmin(jnp.abs(rho - jnp.array(rhos).reshape(*(1,) * (rho.ndim - 1), -1)), axis=-1)
-
-    def copies(content: Array) -> Array:
-        return jnp.broadcast_to(content[..., None, :], (*content.shape[:-1], len(rhos), content.shape[-1]))
-
     def step(theta: Theta, state: ThickState, address: Array, content: Array) -> tuple[ThickState, Array]:
         check_pattern(theta, address, content)
         q, key, phi_q, phi_k = embed(theta, address)
         one = jnp.ones((*q.shape[:-1], 1))
-        state = ThickState(write(state.slices, phi_k, copies(content), discount), write(state.keys, one, key, discount))
-        i = nearest(q, read(state.keys, one))
+        state = ThickState(
+            write(state.slices, phi_k, _copies(content, len(rhos)), discount), write(state.keys, one, key, discount)
+        )
+        i = nearest_slice(q, read(state.keys, one), rhos)
         return state, _pick(read(state.slices, phi_q), i) @ theta["value"]
 
     def window(theta: Theta, state: ThickState, address: Array, content: Array) -> Array:
         check_pattern(theta, address, content)
         q, key, phi_q, phi_k = embed(theta, address)
         one = jnp.ones((*q.shape[:-1], 1))
-        i = nearest(q, attend(state.keys, one, one, key, discount))
-        return _pick(attend(state.slices, phi_q, phi_k, copies(content), discount), i) @ theta["value"]
+        i = nearest_slice(q, attend(state.keys, one, one, key, discount), rhos)
+        return _pick(attend(state.slices, phi_q, phi_k, _copies(content, len(rhos)), discount), i) @ theta["value"]
 
     return Memory(init_with_projections(projections, draw), state, step, window)
+
+
+def nearest_slice(q: Float[Array, "*s n"], means: Float[Array, "*s k"], rhos: tuple[float, ...]) -> Int[Array, "*s"]:
+    """Index of the ρ nearest to Eq. 11's for queries q and the means of (k, ‖k‖²), k = n + 1 numbers."""
+    s = jnp.sum(q * q, -1) + means[..., -1] + 2.0 * jnp.sum(q * means[..., :-1], -1)
+    rho = best_rho(jax.lax.stop_gradient(s), q.shape[-1])[..., None]
+    return jnp.argmin(jnp.abs(rho - jnp.array(rhos).reshape(*(1,) * (rho.ndim - 1), -1)), axis=-1)
+
+
+def _copies(content: Float[Array, "*s c"], g: int) -> Float[Array, "*s g c"]:
+    return jnp.broadcast_to(content[..., None, :], (*content.shape[:-1], g, content.shape[-1]))
 
 
 def _pick(candidates: Float[Array, "*s g c"], i: Int[Array, "*s"]) -> Float[Array, "*s c"]:
@@ -148,7 +152,7 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
 
     Numerics: scores are shifted by their largest before they are exponentiated, which is exact.
     """
-    check_memory(discount, 1)
+    check_memory(discount)
     if cache < 1:
         raise ValueError(f"attention needs a cache of at least one pattern, got cache = {cache}")
 

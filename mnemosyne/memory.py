@@ -154,6 +154,8 @@ def check_memory(discount: float, projections: int = 1) -> None:
 
 
 def init_with_projections(projections: int, draw: Callable) -> Callable:
+    """`Memory.init` of a memory with r projections: W_Q, W_K, W_V and ω."""
+
     def init(key: Array, address: int, content: int, out: int) -> Theta:
         *keys, o = jax.random.split(key, 4)
         return {**linear_maps(keys, address, content, out), "omega": draw(o, projections, address)}

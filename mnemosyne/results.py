@@ -1,7 +1,7 @@
 """The only reader and writer of results: tables, figures and claims of a notebook's run.
 
 run = open_run("07_mlps", scale, seed)      # rejects an unknown scale, makes the folders
-rows = run.part("adam mlp", compute)         # kept on disk: a killed run goes on from here
+rows = run.train(task, contender, 500)       # kept on disk: a killed run goes on from here
 table = run.table("fig10", rows)             # data/results/<scale>/fig10.csv, read back
 run.figure("fig10", fig)                     # figures/<scale>/fig10.png and .pdf
 run.claims([...])                            # data/results/<scale>/07_mlps.claims.json

@@ -1,6 +1,5 @@
 """The experiments of notebook 03, each as rows of a table: what a memory holds (§4, App. A.2)."""
 
-import time
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -10,6 +9,7 @@ import pandas as pd
 from scipy.stats import binomtest
 
 from mnemosyne import theory, trials
+from mnemosyne.bench import per_call
 from mnemosyne.features import best_rho, favor_plus_plus, orthogonal_projections
 
 
@@ -133,7 +133,7 @@ def all_bits_right(n: int, memories: int, rs: Sequence[int], seeds: Sequence[int
     The input is a stored pattern with one wrong bit; FAVOR++ with the best ρ for s = ‖2ξ‖² = 4N.
     """
     phi = favor_plus_plus(best_rho(4.0 * n, n))
-    recalls = {("regular", 0): trials.updates_of(trials.regular_energy()), ("exact read", 0): trials.hopfield_read(1.0)}
+    recalls = {("regular", 0): trials.updates_of(trials.regular_energy), ("exact read", 0): trials.hopfield_read(1.0)}
     recalls |= {("energy", r): trials.updates_of(trials.compact_energy(phi, r)) for r in rs}
     recalls |= {("read", r): trials.cam_read(phi, r, 1.0) for r in rs}
     named = {f"{how}/{r}": recall for (how, r), recall in recalls.items()}
@@ -184,10 +184,7 @@ def query_costs(
     spent = {name: [] for name in asked}
     for _ in range(rounds):
         for name, args in asked.items():
-            jax.block_until_ready(ask[name[0]](*args))
-            began = time.perf_counter()
-            jax.block_until_ready(ask[name[0]](*args))
-            spent[name].append((time.perf_counter() - began) / batch * 1e6)
+            spent[name].append(per_call(ask[name[0]], *args, calls=1) / batch * 1e6)
     return pd.DataFrame(rows), pd.Series({name: np.median(s) for name, s in spent.items()})
 
 

@@ -8,8 +8,6 @@ Memories are vectors ξ^μ ∈ {−1, +1}^N. An energy has its minima near them,
 
 Energies grow like e^N and are therefore kept as logarithms: an energy here is the function β ↦ log(−E(β)), which
 is larger where E is lower. Closed forms are in NumPy and float64, since they subtract large numbers.
-
-A sharpness κ may stand in front of every inner product, exp(κ βᵀξ); the paper's memories have κ = 1.
 """
 
 import math
@@ -42,12 +40,11 @@ def check_memories(memories: Array) -> Array:
     return memories
 
 
-def regular(memories: Float[Array, "M n"], sharpness: float = 1.0) -> LogEnergy:
-    """The regular exponential memory (Eq. 6): E(β) = −Σ_μ exp(κ βᵀξ^μ).
+def regular(memories: Float[Array, "M n"]) -> LogEnergy:
+    """The regular exponential memory (Eq. 6): E(β) = −Σ_μ exp(βᵀξ^μ).
 
     Args:
         memories: ξ^μ, rows of ±1. All of them are kept: O(MN) numbers and O(MN) time per query.
-        sharpness: κ > 0; 1 in the paper.
 
     Returns:
         β [*b N] ↦ log(−E(β)) [*b].
@@ -56,37 +53,41 @@ def regular(memories: Float[Array, "M n"], sharpness: float = 1.0) -> LogEnergy:
         ValueError: if there is no memory, one is not ±1, or an input has another length.
     """
     xi = jnp.asarray(check_memories(memories), jnp.float32)
-    _check_sharpness(sharpness)
 
     def log_energy(beta: Array) -> Array:
         _check_length(beta, xi.shape[1])
-        return jax.nn.logsumexp(sharpness * beta @ xi.T, axis=-1)
+        return jax.nn.logsumexp(beta @ xi.T, axis=-1)
 
     return log_energy
 
 
-def store(
-    memories: Float[Array, "M n"], omega: Float[Array, "r n"], phi: FeatureMap, sharpness: float = 1.0
-) -> Float[Array, "m"]:
-    """Sum the features of all memories: log M̄ = log Σ_μ φ(√κ ξ^μ) (Eq. 8), [m] whatever M is (and ω, or its seed).
+def store(memories: Float[Array, "M n"], omega: Float[Array, "r n"], phi: FeatureMap) -> Float[Array, "m"]:
+    """Sum the features of all memories: log M̄ = log Σ_μ φ(ξ^μ) (Eq. 8).
 
     Storing another memory is `jnp.logaddexp(store(new, …), log_sum)`, O(Nr).
-    """
-    _check_sharpness(sharpness)
-    xi = jnp.asarray(check_memories(memories), jnp.float32)
-    return jax.nn.logsumexp(phi.log_features(sharpness**0.5 * xi, omega), axis=0)
-
-
-def compact(
-    log_sum: Float[Array, "m"], omega: Float[Array, "r n"], phi: FeatureMap, sharpness: float = 1.0
-) -> LogEnergy:
-    """The compact memory (Eq. 8): E(β) = −φ(√κ β)ᵀ M̄, O(Nr) per query whatever M is.
 
     Args:
-        log_sum: log M̄, from `store` with the same ω, φ and κ.
+        memories: ξ^μ, rows of ±1.
+        omega: the projections.
+        phi: any positive map.
+
+    Returns:
+        log M̄, of the same size whatever M is. To query it, ω (or its seed) must be kept too.
+
+    Raises:
+        ValueError: if there is no memory, one is not ±1, or they do not fit ω.
+    """
+    xi = jnp.asarray(check_memories(memories), jnp.float32)
+    return jax.nn.logsumexp(phi.log_features(xi, omega), axis=0)
+
+
+def compact(log_sum: Float[Array, "m"], omega: Float[Array, "r n"], phi: FeatureMap) -> LogEnergy:
+    """The compact memory (Eq. 8): E(β) = −φ(β)ᵀ M̄, O(Nr) per query whatever M is.
+
+    Args:
+        log_sum: log M̄, from `store` with the same ω and φ.
         omega: the projections.
         phi: FAVOR++ in the paper; any positive map.
-        sharpness: κ > 0; 1 in the paper.
 
     Returns:
         β [*b N] ↦ log(−E(β)) [*b].
@@ -102,7 +103,7 @@ def compact(
 
     def log_energy(beta: Array) -> Array:
         _check_length(beta, omega.shape[1])
-        phi_beta = phi.log_features(sharpness**0.5 * beta, omega)
+        phi_beta = phi.log_features(beta, omega)
         return jax.nn.logsumexp(phi_beta + log_sum.reshape(*(1,) * (beta.ndim - 1), -1), axis=-1)
 
     return log_energy
@@ -145,20 +146,17 @@ def descend(log_energy: LogEnergy, beta: Float[Array, "n"], key: Array, sweeps: 
     return jax.lax.scan(update, (beta, log_energy(beta)), order)[0][0]
 
 
-def hopfield(
-    beta: Float[Array, "*b n"], memories: Float[Array, "M n"], sharpness: float = 1.0, steps: int = 1
-) -> Float[Array, "*b n"]:
-    """Modern-Hopfield retrieval: β ← Σ_μ ξ^μ softmax_μ(κ βᵀξ^μ), the fraction of Eq. 5 with the exact kernel.
+def hopfield(beta: Float[Array, "*b n"], memories: Float[Array, "M n"], sharpness: float = 1.0) -> Float[Array, "*b n"]:
+    """One step of modern-Hopfield retrieval: Σ_μ ξ^μ softmax_μ(κ βᵀξ^μ), Eq. 5's fraction with the exact kernel.
 
     Returns:
         A convex combination of memories; its sign is a vector of ±1.
     """
     xi = jnp.asarray(check_memories(memories), jnp.float32)
-    _check_sharpness(sharpness)
     _check_length(beta, xi.shape[1])
-    for _ in range(steps):
-        beta = jax.nn.softmax(sharpness * beta @ xi.T, axis=-1) @ xi
-    return beta
+    if not sharpness > 0:
+        raise ValueError(f"the sharpness κ must be above 0, got {sharpness}")
+    return jax.nn.softmax(sharpness * beta @ xi.T, axis=-1) @ xi
 
 
 def ball(n: int, radius: int) -> np.ndarray:
@@ -251,7 +249,7 @@ def relative_variance(s: np.ndarray, n: int, rho: float | np.ndarray = 1.0, anti
     s, rho = np.asarray(s, np.float64), np.asarray(rho, np.float64)
     if np.any(s < 0) or np.any(rho <= 0) or np.any(rho > 1):
         raise ValueError(f"variances need s ≥ 0 and ρ in (0, 1], got s = {s}, ρ = {rho}")
-    growth = n * (np.log1p(rho) - np.log(2.0) - 0.5 * np.log(rho))
+    growth = _log_growth(n, rho)
     if not antithetic:
         return np.expm1(growth + rho * s)
     # expm1 twice, so that nothing cancels at small s, where both terms are close to one.
@@ -303,7 +301,7 @@ def energy_change_variance(
     # e^{−4γN} is taken out of every a and put back in the constant, which is the last to overflow.
     a, b = (np.exp(4 * gamma * (xi @ x - n)) for x in (beta, flipped))
     forms = [pair_sum(xi, v, gamma) for v in (a, b, np.sqrt(a * b))]
-    log_constant = n * (math.log1p(rho) - math.log(2) - 0.5 * math.log(rho)) + (16 * gamma - 2) * n
+    log_constant = _log_growth(n, rho) + (16 * gamma - 2) * n
     if log_constant > 700:
         raise ValueError(f"the variance at N = {n} and ρ = {rho} is beyond float64; compare at a smaller N")
     second = math.exp(log_constant) * (forms[0] + forms[1] - 2 * math.exp(-4 * gamma) * forms[2])
@@ -332,9 +330,9 @@ def pair_sum_walsh(memories: np.ndarray, a: np.ndarray, gamma: float) -> float:
     return float(np.sum(f.reshape(-1) ** 2 * (1 + small) ** (n - bits) * (1 - small) ** bits) / 2**n)
 
 
-def _check_sharpness(sharpness: float) -> None:
-    if not sharpness > 0:
-        raise ValueError(f"the sharpness κ must be above 0, got {sharpness}")
+def _log_growth(n: int, rho: float | np.ndarray) -> np.ndarray:
+    """N log((1+ρ)/2√ρ), what boundedness costs."""
+    return n * (np.log1p(rho) - np.log(2.0) - 0.5 * np.log(rho))
 
 
 def _check_signs(beta: Array) -> None:

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mnemosyne import theory
 from mnemosyne.features import (
@@ -145,22 +145,17 @@ def corrupt(pattern: Float[Array, "n"], key: Array, wrong: int | Int[Array, ""])
     return jnp.where(jax.random.permutation(key, pattern.shape[0]) < wrong, -pattern, pattern)
 
 
-def retrieves(log_energy: Callable, pattern: Float[Array, "n"], beta: Float[Array, "n"]) -> Bool[Array, ""]:
-    """Whether every T_j(β)_j restores the pattern's bit: Def. 4.1 for one input. A tie does not."""
-    return jnp.all(theory.restore(log_energy, beta) == pattern)
-
-
 def updates_of(energy_of: Callable) -> Callable:
     """Recall by Eq. 7 at every coordinate, as Def. 4.1 asks; `energy_of`: (key, memories) → energy."""
     return lambda key, xi, beta: theory.restore(energy_of(key, xi), beta)
 
 
-def dynamics_of(energy_of: Callable, sweeps: int = 8) -> Callable:
-    """Recall by running Eq. 7 downhill from the input; `energy_of`: (key, memories) → energy."""
+def dynamics_of(energy_of: Callable) -> Callable:
+    """Recall by running Eq. 7 downhill from the input for 8 sweeps; `energy_of`: (key, memories) → energy."""
 
     def recall(key, xi, beta):
         of_energy, of_order = jax.random.split(key)
-        return theory.descend(energy_of(of_energy, xi), beta, of_order, sweeps)
+        return theory.descend(energy_of(of_energy, xi), beta, of_order, sweeps=8)
 
     return recall
 
@@ -176,21 +171,19 @@ def hebbian(memories: Float[Array, "M n"]) -> Callable:
     return lambda beta: jnp.log(0.5 * jnp.sum((beta @ w) * beta, axis=-1))
 
 
-def compact_energy(
-    phi: FeatureMap, r: int, sharpness: float = 1.0, draw: Callable = independent_projections
-) -> Callable:
-    """(key, memories) → the compact memory's energy with fresh projections (Eq. 8)."""
+def regular_energy(key: Array, xi: Float[Array, "M n"]) -> Callable:
+    """The regular memory's energy (Eq. 6), which needs no key."""
+    return theory.regular(xi)
+
+
+def compact_energy(phi: FeatureMap, r: int) -> Callable:
+    """(key, memories) → the compact memory's energy with r fresh independent projections (Eq. 8)."""
 
     def energy_of(key, xi):
-        omega = draw(key, r, xi.shape[1])
-        return theory.compact(theory.store(xi, omega, phi, sharpness), omega, phi, sharpness)
+        omega = independent_projections(key, r, xi.shape[1])
+        return theory.compact(theory.store(xi, omega, phi), omega, phi)
 
     return energy_of
-
-
-def regular_energy(sharpness: float = 1.0) -> Callable:
-    """(key, memories) → the regular memory's energy (Eq. 6)."""
-    return lambda key, xi: theory.regular(xi, sharpness)
 
 
 def cam_read(
@@ -216,13 +209,11 @@ def cam_read(
 
 
 def hopfield_read(sharpness: float, centre: Float[Array, "n"] | float = 0.0) -> Callable:
-    """Recall by one step of the modern Hopfield network: the same fraction with the exact kernel."""
+    """Recall by one step of the modern Hopfield network: the same fraction with the exact kernel.
 
-    def recall(key, xi, beta):
-        keys = xi - jnp.broadcast_to(centre, beta.shape)[None]
-        return _signs(jax.nn.softmax(sharpness * keys @ (beta - centre)) @ xi)
-
-    return recall
+    A bias in the keys adds the same to every score, so it need only be taken from the query.
+    """
+    return lambda key, xi, beta: _signs(theory.hopfield(beta - centre, xi, sharpness))
 
 
 def identity_maps(omega: Float[Array, "r n"]) -> Theta:

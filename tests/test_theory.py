@@ -41,7 +41,6 @@ def test_a_tie_restores_nothing_and_moves_nothing():
     xi = jnp.array([[1.0, 1.0], [1.0, -1.0]])
     energy = theory.regular(xi)
     assert theory.restore(energy, xi[0]).tolist() == [1.0, 0.0]
-    assert not trials.retrieves(energy, xi[0], xi[0])
     assert theory.capacity(xi) == 1
     assert (theory.descend(energy, xi[0], jax.random.key(0)) == xi[0]).all()
 
@@ -88,7 +87,7 @@ def test_first_failure_is_where_the_margin_vanishes():
     assert failed is not None
     for m, fine in ((failed - 1, True), (failed, False)):
         energy = theory.regular(jnp.array(xi[:m]))
-        assert bool(trials.retrieves(energy, jnp.array(xi[0]), jnp.array(xi[0]))) is fine
+        assert bool((theory.restore(energy, jnp.array(xi[0])) == xi[0]).all()) is fine
     assert theory.first_failure(xi[0], xi[0], xi[1:2]) is None
 
 
@@ -132,11 +131,7 @@ def test_hopfield_is_attention_without_its_matrices():
     n, m = 5, 6
     xi, beta = signs(0, m, n), signs(1, n)
     memory = attention(cache=m + 1)
-    theta = {
-        "query": {"w": jnp.eye(n) * n**0.25, "b": jnp.zeros(n)},
-        "key": {"w": jnp.eye(n) * n**0.25, "b": jnp.zeros(n)},
-        "value": jnp.eye(n),
-    }
+    theta = trials.identity_maps(jnp.ones((1, n)))
     state = memory.state((), n, n)
     for x in xi:
         state, _ = memory.step(theta, state, jnp.array(x), jnp.array(x))
@@ -228,7 +223,7 @@ def test_memory_bound_is_the_formula():
         (lambda: theory.regular(jnp.ones((2, 4)))(jnp.ones(3)), r"shape \(3,\) does not fit memories of N = 4"),
         (lambda: theory.restore(theory.regular(jnp.ones((2, 3))), jnp.zeros(3)), r"one vector of ±1, got shape \(3,\)"),
         (lambda: theory.restore(theory.regular(jnp.ones((2, 3))), jnp.ones((2, 3))), r"vmap over several"),
-        (lambda: theory.regular(jnp.ones((2, 3)), sharpness=-1.0), r"κ must be above 0, got -1"),
+        (lambda: theory.hopfield(jnp.ones(3), jnp.ones((2, 3)), sharpness=-1.0), r"κ must be above 0, got -1"),
         (lambda: theory.energy_change_variance(np.ones((1, 3)), np.ones(4), 0, 0.5), r"do not|does not fit"),
         (lambda: theory.energy_change_variance(np.ones((1, 3)), np.array([0.0, 1, 1]), 0, 0.5), r"one vector of ±1"),
         (lambda: theory.energy_change_variance(np.ones((1, 300)), np.ones(300), 0, 0.5), r"beyond float64"),

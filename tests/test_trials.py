@@ -33,7 +33,7 @@ def test_weighted_draws_measure_the_same_moments():
 
 
 def test_retrievals_put_the_same_question_to_all():
-    same = trials.updates_of(trials.regular_energy())
+    same = trials.updates_of(trials.regular_energy)
     answers = trials.retrievals({"a": same, "b": same}, trials.keys_of([0, 1]), 20, n=10, memories=3, wrong=1)
     assert answers["a"].shape == (2, 20)
     assert (answers["a"] == answers["b"]).all()
@@ -44,7 +44,7 @@ def test_retrievals_put_the_same_question_to_all():
 @pytest.mark.parametrize(
     "recall",
     [
-        trials.dynamics_of(trials.regular_energy()),
+        trials.dynamics_of(trials.regular_energy),
         trials.hopfield_read(1.0),
         trials.cam_read(hyperbolic, 2_048, 0.2),
         trials.cam_read(favor_plus_plus(0.2), 2_048, 0.2, draw=orthogonal_projections),
