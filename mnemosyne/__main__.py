@@ -7,10 +7,10 @@ from typing import Annotated, Literal
 import tyro
 
 from mnemosyne import zoo
-from mnemosyne.metatrain import MetaConfig
-from mnemosyne.recipes import RULES, Selection, make_weights
+from mnemosyne.recipes import DIFFERENCES, Selection, by_truncation, make_weights
 from mnemosyne.store import StoreError
 from mnemosyne.tasks import data
+from mnemosyne.truncated import MetaConfig
 
 Positional = tyro.conf.Positional
 
@@ -43,7 +43,7 @@ def reproduce(
 
 
 def meta_train(
-    name: Positional[Literal[tuple(RULES)]],
+    name: Positional[Literal[tuple(DIFFERENCES)]],
     meta: tyro.conf.OmitArgPrefixes[MetaConfig] = MetaConfig(),  # noqa: B008
     selection: Selection = Selection(),  # noqa: B008
     *,
@@ -68,7 +68,7 @@ def meta_train(
         )
 
     folder = out or Path("data") / "meta-training" / name
-    path = make_weights(name, folder, meta=meta, selection=selection, dataset=dataset, report=line)
+    path = make_weights(name, by_truncation(name, meta, dataset), folder, selection, report=line)
     print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
     return 0
 

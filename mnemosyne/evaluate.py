@@ -51,7 +51,8 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
         raise ValueError(f"every = {every} does not divide steps = {steps}")
 
     def one(rate: Array, seed: Array, data) -> dict[str, Array]:
-        tx = contender.make(rate)
+        # What VeLO asks for and others do not: the loss and the number of steps planned.
+        tx = optax.with_extra_args_support(contender.make(rate))
         init_key, batch_key = jax.random.split(jax.random.key(seed))
         params = task.init(init_key)
 
@@ -59,7 +60,7 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
             params, state = carry
             batch = task.batch(data, jax.random.fold_in(batch_key, t))
             loss, grads = jax.value_and_grad(task.loss)(params, batch)
-            updates, state = tx.update(grads, state, params)
+            updates, state = tx.update(grads, state, params, value=loss, horizon=steps)
             return (optax.apply_updates(params, updates), state), loss
 
         def stretch(carry, start):

@@ -213,14 +213,14 @@ def mnemosyne(
     """
     rule = coordinate_rule(config)
     _check_theta(theta, rule, config)
-    return drop_in(jax.tree.map(jnp.asarray, theta), rule, step_size=step_size)
+    tx = drop_in(jax.tree.map(jnp.asarray, theta), rule)
+    return optax.chain(tx, optax.scale_by_learning_rate(step_size, flip_sign=False))
 
 
 def drop_in(
     theta: Theta,
     rule: Rule,
     prepare: optax.GradientTransformation | None = None,
-    step_size: optax.ScalarOrSchedule = 1.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer for any network of any learned rule, with its inputs checked.
 
@@ -228,16 +228,14 @@ def drop_in(
         theta: the rule's weights.
         rule: what turns prepared gradients into updates.
         prepare: what gradients go through first; `scale_by_tensor_rms()` by default.
-        step_size: a factor on every update, or a schedule of it.
 
     Returns:
-        The chain zero_nonfinite → prepare → scale_by_rule → step size. Raises as `mnemosyne` does.
+        The chain zero_nonfinite → prepare → scale_by_rule. Raises as `mnemosyne` does.
     """
     chain = optax.chain(
         zero_nonfinite(),
         scale_by_tensor_rms() if prepare is None else prepare,
         scale_by_rule(theta, rule),
-        optax.scale_by_learning_rate(step_size, flip_sign=False),
     )
     memory = jax.eval_shape(lambda: rule.state(()))
 

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,26 @@ import numpy as np
 import pandas as pd
 
 from mnemosyne import store
-from mnemosyne.coordinate import COORDINATE, LIGHT, Config, coordinate_rule
+from mnemosyne.architectures import ARCHITECTURES, COORDINATEWISE
 from mnemosyne.evaluate import Contender, train
-from mnemosyne.metatrain import MetaConfig, meta_train
-from mnemosyne.optimizer import mnemosyne
+from mnemosyne.evolution import Evolution, EvolutionConfig
+from mnemosyne.metatrain import meta_train
 from mnemosyne.provenance import device, versions
+from mnemosyne.students import by_coordinate, whole
 from mnemosyne.tasks import data, sets
+from mnemosyne.tasks.text import load_text
+from mnemosyne.truncated import MetaConfig, Truncated
+from mnemosyne.types import Task, Theta
 from mnemosyne.zoo import save_weights
 
-RULES: dict[str, Config] = {"coordinate": COORDINATE, "light": LIGHT}
+
+class Recipe(NamedTuple):
+    """How the weights of one name are made."""
+
+    trainer: Any  # a `Truncated` or an `Evolution`
+    complete: Callable[[Theta], Theta]  # what is trained → all weights of the architecture
+    validation: list[Task]  # what snapshots are compared on
+    about: tuple[str, ...]  # lines of the card: data, tasks, differences from the paper
 
 
 @dataclass(frozen=True)
@@ -28,60 +40,79 @@ class Selection:
 
     marks: tuple[int, ...] = (100, 300)  # training steps at which losses count
     seeds: tuple[int, ...] = (0,)
-    snapshots: int = 8  # the last so many, 100 iterations apart
+    snapshots: int = 8  # the last so many, 50 iterations apart
+
+
+DIFFERENCES = {
+    "coordinate": "the paper's inputs, blocks and horizons",
+    "odd": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
+    "light": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
+    "lstm": "two LSTM layers of 20, as Andrychowicz et al. 2016",
+    "s4": "the blocks of `coordinate` with a diagonal state-space model (S4D) of four states a channel as memory",
+    "velo_lstm": "VeLO's architecture at a small size, and none of its large-scale meta-training",
+    "velo_cam": "VeLO's architecture at a small size with a CAM in its LSTM's place",
+}
+"""What sets each apart, for its card."""
+
+
+def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe:
+    """The paper's way (App. B.1): six networks on MNIST, horizons of 100 steps, imitation of Adam."""
+    images = data.load(dataset)
+    entry = COORDINATEWISE.get(name)
+    student = by_coordinate(*entry, meta.coordinates) if entry else whole(ARCHITECTURES[name], meta.horizon)
+    return Recipe(
+        trainer=Truncated(student, tuple(sets.build(sets.META_TRAIN, images)), meta),
+        complete=lambda theta: theta,
+        validation=sets.build(sets.META_VALIDATION, images),
+        about=(
+            f"- **Data**: {dataset}, training split without its 5,000 validation images; batches of 64.",
+            f"- **Meta-training tasks**: {_list(sets.META_TRAIN)}.",
+            f"- **Validation tasks**: {_list(sets.META_VALIDATION)}. No network of Fig. 3 or Fig. 10 took part.",
+            f"- **Differences from the paper**: {DIFFERENCES[name]}; tasks weighed by what the expert's updates are "
+            "worth to each; expert rate and meta-rate as above (the paper: 3e-2 and 3e-4).",
+        ),
+    )
 
 
 def make_weights(
-    name: str,
-    out: Path,
-    *,
-    meta: MetaConfig,
-    selection: Selection,
-    dataset: str = "mnist",
-    report: Callable[[dict], None] = lambda row: None,
+    name: str, recipe: Recipe, out: Path, selection: Selection, report: Callable[[dict], None] = lambda row: None
 ) -> Path:
-    """Meta-train the rule `name` and write `<name>.safetensors`, its card `<name>.md` and its log `<name>.csv`
-    into `out`.
+    """Meta-train and write `<name>.safetensors`, its card `<name>.md` and its log `<name>.csv` into `out`.
 
     Everything that happens is kept in `out`, and a run that was stopped goes on where it was.
 
     Args:
-        name: a key of `RULES`.
+        name: a key of `ARCHITECTURES`.
+        recipe: how its weights are made.
         out: the run's folder.
-        meta: what meta-training does.
         selection: how a snapshot is chosen afterwards.
-        dataset: images of meta-training and of the choice.
         report: called with each row of the log.
 
     Returns:
         The weights file.
     """
-    images = data.load(dataset)
-    rule = coordinate_rule(RULES[name])
-    _, log = meta_train(rule, sets.build(sets.META_TRAIN, images), meta, folder=out, report=report)
-    tried = select(name, out, images, selection)
+    _, log = meta_train(recipe.trainer, folder=out, report=report)
+    tried, thetas = select(name, recipe, out, selection)
     best = tried.loc[tried.score.idxmin()]
-    theta = store.load_tree(out / best.snapshot, jax.eval_shape(rule.init, jax.random.key(0)))
     path = out / f"{name}.safetensors"
-    save_weights(path, theta, RULES[name], iteration=str(best.iteration), dataset=dataset)
+    save_weights(path, thetas[best.name], name, iteration=str(best.iteration))
     pd.DataFrame(log).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
-    path.with_suffix(".md").write_text(write_card(name, meta, selection, dataset, log, tried))
+    path.with_suffix(".md").write_text(write_card(name, recipe, selection, log, tried))
     return path
 
 
-def select(name: str, out: Path, images: data.Dataset, selection: Selection) -> pd.DataFrame:
-    """Score a run's last snapshots on the validation tasks: rows (snapshot, iteration, score, <task> …)."""
-    config = RULES[name]
-    like = jax.eval_shape(coordinate_rule(config).init, jax.random.key(0))
+def select(name: str, recipe: Recipe, out: Path, selection: Selection) -> tuple[pd.DataFrame, list[Theta]]:
+    """Score a run's last snapshots on the validation tasks: rows (snapshot, iteration, score, <task> …), and their θ."""
     paths = sorted(out.glob("theta-*.safetensors"))[-selection.snapshots :]
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *(store.load_tree(path, like) for path in paths))
+    like = jax.eval_shape(lambda: recipe.trainer.start().theta)
+    thetas = [recipe.complete(store.load_tree(path, like)) for path in paths]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *thetas)
+    make = ARCHITECTURES[name].make
     # All snapshots in one program: the "rate" is a snapshot's number.
-    contender = Contender(
-        name, lambda i: mnemosyne(jax.tree.map(lambda a: a[i], stacked), config), tuple(range(len(paths)))
-    )
+    contender = Contender(name, lambda i: make(jax.tree.map(lambda a: a[i], stacked)), tuple(range(len(paths))))
     every = int(np.gcd.reduce(selection.marks))
     scores = {}
-    for task in sets.build(sets.META_VALIDATION, images):
+    for task in recipe.validation:
         runs = train(task, contender, seeds=selection.seeds, steps=max(selection.marks), every=every)
         at = runs[runs.step.isin(selection.marks)]
         scores[task.name] = at.groupby("rate").train_loss.agg(lambda v: np.log(v.to_numpy()).mean())  # NaN stays NaN
@@ -90,69 +121,57 @@ def select(name: str, out: Path, images: data.Dataset, selection: Selection) -> 
     tried.insert(0, "iteration", [int(path.stem.split("-")[1]) for path in paths])
     tried.insert(0, "snapshot", [path.name for path in paths])
     tried.to_csv(out / "selection.csv", index=False)
-    return tried
+    return tried, thetas
 
 
-def write_card(
-    name: str, meta: MetaConfig, selection: Selection, dataset: str, log: list[dict], tried: pd.DataFrame
-) -> str:
+def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict], tried: pd.DataFrame) -> str:
     """The card: what these weights are and how they came, in Markdown."""
+    config = recipe.trainer.config
     best = tried.loc[tried.score.idxmin()]
-    curve = [log[i] for i in np.unique(np.linspace(0, len(log) - 1, 16).astype(int))]
-    reached = log[-1]["iteration"]
-    stopped = [
-        f"- **Stopped** at iteration {reached} of {meta.iterations}; the learning rate's schedule is the whole's."
-    ]
+    curve = pd.DataFrame(log).drop(columns="seconds").iloc[np.unique(np.linspace(0, len(log) - 1, 16).astype(int))]
     lines = [
         f"# {name}",
         "",
-        f"Weights of a coordinate-wise Mnemosyne, {RULES[name]}.",
-        "",
-        f"- **Command**: `{command(name, meta)}`",
-        f"- **Data**: {dataset}, training split without its 5,000 validation images; batches of 64.",
-        f"- **Meta-training tasks**: {_list(sets.META_TRAIN)}.",
-        f"- **Meta-training**: `{json.dumps(asdict(meta))}`",
+        f"- **Command**: `{command(name, config)}`",
+        *recipe.about,
+        f"- **Meta-training**: {type(recipe.trainer).__name__}, `{json.dumps(asdict(config))}`",
         f"- **Snapshot**: iteration {int(best.iteration)}, chosen among the last {len(tried)} by mean log training "
-        f"loss at steps {', '.join(map(str, selection.marks))} on validation tasks {_list(sets.META_VALIDATION)}, "
-        f"seeds {list(selection.seeds)}. No network of Fig. 3 or Fig. 10 took part.",
-        *(stopped if reached < meta.iterations else []),
+        f"loss at steps {', '.join(map(str, selection.marks))} on the validation tasks, seeds {list(selection.seeds)}.",
         f"- **Time**: {sum(row['seconds'] for row in log) / 60:.0f} minutes on {device()}.",
         f"- **Versions**: {versions()}.",
-        f"- **Seed**: {meta.seed}. One meta-seed; another may do better or worse.",
-        "- **Differences from the paper**: odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by "
-        "its running size; tasks weighed by what the expert's updates are worth to each; expert rate and meta-rate as "
-        "above (the paper: 3e-2 and 3e-4).",
+        f"- **Seed**: {config.seed}. One meta-seed; another may do better or worse.",
         "- **Licence**: Apache-2.0, as the package.",
         "",
         "## Meta-training curve",
         "",
-        "Mean loss of the optimizees in a window, over all tasks and phases of the horizon; mean over 20 windows.",
+        "Means over 20 iterations.",
         "",
-        "| iteration | loss | imitation | meta-gradient norm | failed runs |",
-        "|---|---|---|---|---|",
-        *(
-            f"| {r['iteration']} | {r['loss']:.4f} | {r['imitation']:.4f} | {r['gradient_norm']:.3f} "
-            f"| {r['failed']:.2f} |"
-            for r in curve
-        ),
+        *_table(curve),
         "",
         "## Choice of the snapshot",
         "",
         "Mean log training loss on the validation tasks.",
         "",
-        "| iteration | score |",
-        "|---|---|",
-        *(f"| {int(r.iteration)} | {r.score:.4f} |" for r in tried.itertuples()),
+        *_table(tried[["iteration", "score"]]),
         "",
     ]
     return "\n".join(lines)
 
 
-def command(name: str, meta: MetaConfig) -> str:
+def command(name: str, config: MetaConfig | EvolutionConfig) -> str:
     """The shell command that makes these weights: flags for what is not a default."""
-    standard, chosen = asdict(MetaConfig()), asdict(meta)
+    standard, chosen = asdict(type(config)()), asdict(config)
     flags = [f"--{k.replace('_', '-')} {v}" for k, v in chosen.items() if v != standard[k]]
-    return " ".join(["python -m mnemosyne meta-train", name, *flags])
+    verb = "meta-train" if isinstance(config, MetaConfig) else "evolve"
+    return " ".join(["python -m mnemosyne", verb, name, *flags])
+
+
+def _table(rows: pd.DataFrame) -> list[str]:
+    """Lines of a Markdown table."""
+    head = f"| {' | '.join(rows.columns)} |"
+    return [head, "|---" * len(rows.columns) + "|"] + [
+        f"| {' | '.join(f'{v:.4g}' for v in row)} |" for row in rows.itertuples(index=False)
+    ]
 
 
 def _list(members) -> str:

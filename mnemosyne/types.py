@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import optax
 from jaxtyping import Array, Float
 
 Params = Any  # a pytree of floating-point arrays: what an optimizer trains
@@ -26,3 +27,10 @@ class Task(NamedTuple):
     batch: Callable[[Data, Array], Batch]  # (data, key) → one training batch
     loss: Callable[[Params, Batch], Scalar]  # mean loss over a batch
     metrics: Callable[[Params, Data], dict[str, Scalar]]  # on the validation split
+
+
+class Learned(NamedTuple):
+    """A learned optimizer before it has learned: what meta-training needs to know of it, and no more."""
+
+    init: Callable[[Array], Theta]  # key → θ
+    make: Callable[[Theta], optax.GradientTransformationExtraArgs]  # θ → the optimizer with these weights

@@ -2,8 +2,6 @@
 
 import difflib
 import hashlib
-import json
-from dataclasses import asdict
 from importlib import resources
 from pathlib import Path
 
@@ -12,10 +10,9 @@ import optax
 import pandas as pd
 
 from mnemosyne import store
-from mnemosyne.coordinate import Config, coordinate_rule
+from mnemosyne.architectures import ARCHITECTURES
 from mnemosyne.evaluate import Contender, untuned
-from mnemosyne.optimizer import mnemosyne
-from mnemosyne.types import Theta
+from mnemosyne.types import Learned, Theta
 
 
 def folder() -> Path:
@@ -50,8 +47,8 @@ def pretrained(
         updates, state = tx.update(grads, state)
         params = optax.apply_updates(params, updates)
     """
-    theta, config = load_weights(path_of(name))
-    return mnemosyne(theta, config, step_size=step_size)
+    theta, learned = load_weights(path_of(name))
+    return optax.chain(learned.make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
 
 
 def path_of(name: str) -> Path:
@@ -83,23 +80,22 @@ def training_log(name: str) -> pd.DataFrame:
     return pd.read_csv(path_of(name).with_suffix(".csv"))
 
 
-def load_weights(path: Path) -> tuple[Theta, Config]:
-    """Read weights and the sizes they were made for.
+def load_weights(path: Path) -> tuple[Theta, Learned]:
+    """Read weights and the architecture they were made for.
 
     Raises:
-        store.StoreError: if the file is damaged, or its arrays do not fit the sizes it states.
+        store.StoreError: if the file is damaged, names no known architecture, or its arrays do not fit it.
     """
     _, metadata = store.read(path)
-    if "config" not in metadata:
-        raise store.StoreError(f"{path} does not say which sizes it was made for (no 'config' in its header)")
-    try:
-        config = Config(**json.loads(metadata["config"]))
-    except (TypeError, ValueError) as error:
-        raise store.StoreError(f"{path} states sizes this version does not know: {error}") from error
-    like = jax.eval_shape(coordinate_rule(config).init, jax.random.key(0))
-    return store.load_tree(path, like), config
+    name = metadata.get("architecture")
+    if name not in ARCHITECTURES:
+        raise store.StoreError(
+            f"{path} names the architecture {name!r} in its header; this version knows {', '.join(ARCHITECTURES)}"
+        )
+    learned = ARCHITECTURES[name]
+    return store.load_tree(path, jax.eval_shape(learned.init, jax.random.key(0))), learned
 
 
-def save_weights(path: Path, theta: Theta, config: Config, **about: str) -> None:
-    """Write weights with their sizes, and further strings, in the header."""
-    store.save_tree(path, theta, {"config": json.dumps(asdict(config)), **about})
+def save_weights(path: Path, theta: Theta, architecture: str, **about: str) -> None:
+    """Write weights with the name of their architecture, and further strings, in the header."""
+    store.save_tree(path, theta, {"architecture": architecture, **about})

@@ -1,5 +1,7 @@
 import gzip
 import hashlib
+import io
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnemosyne.tasks import data, sets
+from mnemosyne.tasks import cifar, data, sets, sources, text
 from mnemosyne.tasks.builder import read_idx
 from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
 
@@ -15,6 +17,10 @@ from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
 def idx(array):
     header = bytes([0, 0, 8, array.ndim]) + b"".join(int(n).to_bytes(4, "big") for n in array.shape)
     return gzip.compress(header + array.tobytes(), mtime=0)
+
+
+def originals(contents):
+    return [sources.Original(name, hashlib.sha256(c).hexdigest(), len(c)) for name, c in contents.items()]
 
 
 @pytest.fixture
@@ -28,8 +34,8 @@ def tiny(tmp_path, monkeypatch):
         idx(np.arange(10, dtype=np.uint8)),
     ]
     names = [o.file for o in data.SOURCES["mnist"].files]
-    files = tuple(data.Original(n, hashlib.sha256(c).hexdigest(), len(c)) for n, c in zip(names, contents, strict=True))
-    monkeypatch.setitem(data.SOURCES, "tiny", data.Source("none", (tmp_path / "web").as_uri() + "/", files, 5))
+    files = tuple(originals(dict(zip(names, contents, strict=True))))
+    monkeypatch.setitem(data.SOURCES, "tiny", sources.Source("none", (tmp_path / "web").as_uri() + "/", files, 5))
     for folder in (tmp_path / "web", tmp_path / "data" / "tiny"):
         folder.mkdir(parents=True)
         for name, content in zip(names, contents, strict=True):
@@ -180,3 +186,151 @@ def test_signs_are_binary_images(digits):
     assert signs.shape == (300, 64)
     assert set(np.unique(signs)) == {-1.0, 1.0}
     assert (signs[5].reshape(8, 8)[..., None] > 0).tolist() == (digits.test.images[5] > 127).tolist()
+
+
+def place(folder, name, contents, monkeypatch):
+    """Make files a data set's originals, in `folder` as $MNEMOSYNE_DATA."""
+    source = data.SOURCES[name]._replace(files=tuple(originals(contents)), held_back=2)
+    monkeypatch.setitem(data.SOURCES, name, source)
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(folder))
+    (folder / (source.folder or name)).mkdir(parents=True, exist_ok=True)
+    for file, content in contents.items():
+        (folder / (source.folder or name) / file).write_bytes(content)
+
+
+@pytest.fixture(scope="module")
+def colour():
+    """Two parts of 6 and 3 colour images with labels below 100."""
+    rng = np.random.default_rng(0)
+    return [(rng.integers(0, 256, (n, 32, 32, 3), dtype=np.uint8), rng.integers(0, 100, n)) for n in (6, 3)]
+
+
+def differences(images, labels):
+    """Code as the subsets are: planes R−G, G, B−G, differenced along both axes modulo 256."""
+    r, g, b = np.moveaxis(images, -1, 0)
+    planes = np.stack([r - g, g, b - g])
+    rows = np.diff(planes, axis=3, prepend=np.zeros_like(planes[..., :1]))
+    stored = io.BytesIO()
+    np.savez(stored, d=np.diff(rows, axis=2, prepend=np.zeros_like(rows[:, :, :1])), y=labels)
+    return stored.getvalue()
+
+
+def archive(members):
+    stored = io.BytesIO()
+    with tarfile.open(fileobj=stored, mode="w:gz") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(f"cifar/{name}")
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return stored.getvalue()
+
+
+def records(images, *labels):
+    pixels = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return np.concatenate([*(np.uint8(k)[:, None] for k in labels), pixels], axis=1).tobytes()
+
+
+def agrees(loaded, colour):
+    (images, labels), (test_images, test_labels) = colour
+    assert [len(s.labels) for s in (loaded.train, loaded.validation, loaded.test)] == [4, 2, 3]
+    for name, wanted in (("images", images), ("labels", labels)):
+        found = np.concatenate([getattr(loaded.train, name), getattr(loaded.validation, name)])
+        assert np.array_equal(found, wanted), name
+    assert np.array_equal(loaded.test.images, test_images)
+    assert np.array_equal(loaded.test.labels, test_labels)
+
+
+def test_difference_coded_subsets_are_decoded_exactly(colour, tmp_path, monkeypatch):
+    contents = {"train.npz": differences(*colour[0]), "test.npz": differences(*colour[1])}
+    place(tmp_path, "cifar100_10k", contents, monkeypatch)
+    loaded = data.load("cifar100_10k")
+    agrees(loaded, colour)
+    assert loaded.classes == data.pool(loaded, 4).classes == 100
+    assert data.pool(loaded, 4).train.images.shape == (4, 8, 8, 3)
+
+
+def test_cifar100_archive_takes_the_fine_label(colour, tmp_path, monkeypatch):
+    members = {f"{part}.bin": records(x, y // 5, y) for part, (x, y) in zip(("train", "test"), colour, strict=True)}
+    place(tmp_path, "cifar100", {"cifar-100-binary.tar.gz": archive(members)}, monkeypatch)
+    agrees(data.load("cifar100"), colour)
+
+
+def test_cifar10_archive_joins_its_batches_in_order(colour, tmp_path):
+    (x, y), (test_x, test_y) = colour
+    members = {
+        "data_batch_2.bin": records(x[4:], y[4:] % 10),
+        "data_batch_1.bin": records(x[:4], y[:4] % 10),
+        "batches.meta.txt": b"airplane",
+        "test_batch.bin": records(test_x, test_y % 10),
+    }
+    path = tmp_path / "cifar.tar.gz"
+    path.write_bytes(archive(members))
+    images, labels = cifar.read_archive(path, "train", 10)
+    assert np.array_equal(images, x)
+    assert np.array_equal(labels, y % 10)
+    assert np.array_equal(cifar.read_archive(path, "test", 10)[0], test_x)
+
+
+@pytest.mark.parametrize(("call", "name"), [(data.load, "cifar10_15k"), (data.fetch, "cifar10_15k")])
+def test_absent_files_without_an_address_say_where_to_put_them(call, name, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path))
+    with pytest.raises(
+        data.DataError, match=r"(?s)b0cb779f25ef.*no public address: put them into .*cifar, or use cifar10"
+    ):
+        call(name)
+
+
+def test_absent_cifar_archive_is_offered_for_download(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path))
+    with pytest.raises(data.DataError, match=r"(?s)c4a38c50a1bc.*170,052,171 bytes.*data fetch cifar10\n"):
+        data.load("cifar10")
+
+
+@pytest.mark.skipif(not data.paths("cifar10_15k")[0].exists(), reason="no CIFAR-10 subset here")
+def test_real_cifar_subset_is_balanced():
+    subset = data.load("cifar10_15k")
+    assert subset.train.images.shape == (13_500, 32, 32, 3)
+    assert set(np.bincount(subset.validation.labels)) == {150}
+    assert abs(subset.mean - 0.4734) < 2e-3  # the published (.4914 + .4822 + .4465) / 3
+
+
+def test_the_grammar_is_always_the_same_text():
+    first, again = (text.load_text("synthetic") for _ in range(2))
+    assert np.array_equal(first.train, again.train)
+    assert first.vocabulary <= 32
+    assert len(first.train) + len(first.validation) == 50_000
+    assert first.train.dtype == np.int32
+    assert max(first.train.max(), first.validation.max()) < first.vocabulary
+    written = first.decode(first.train)
+    assert written == text.grammar(50_000)[:45_000]
+    for subject, verb in [("this bold cat ", "sees "), ("these bold cats ", "see ")]:
+        assert subject + verb in written
+    assert "this bold cat see " not in written
+
+
+def test_shakespeare_is_numbered_by_code_point(tmp_path, monkeypatch):
+    place(tmp_path, "shakespeare", {"input.txt": b"to be or!"}, monkeypatch)
+    play = text.load_text("shakespeare")
+    assert play.symbols == " beort\N{REPLACEMENT CHARACTER}"  # "!" is in the held-out part alone
+    assert play.decode(play.train) == "to be o"
+    assert play.validation.tolist() == [4, 6]
+
+
+def test_wikitext_keeps_the_frequent_characters_in_lower_case(tmp_path, monkeypatch):
+    rare = "".join(map(chr, range(1000, 1100)))
+    contents = {"valid.txt.gz": gzip.compress(("Aab" * 2 + rare).encode()), "test.txt.gz": gzip.compress(b"Bz")}
+    place(tmp_path, "wikitext2", contents, monkeypatch)
+    wiki = text.load_text("wikitext2")
+    assert wiki.vocabulary == 64
+    assert wiki.decode(wiki.train[:6]) == "aabaab"
+    assert wiki.decode(wiki.validation) == "b\N{REPLACEMENT CHARACTER}"
+
+
+def test_absent_and_misnamed_texts_are_errors(tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path))
+    with pytest.raises(data.DataError, match=r"(?s)86c4e6aa9db7.*data fetch shakespeare"):
+        text.load_text("shakespeare")
+    with pytest.raises(data.DataError, match="synthetic, shakespeare, wikitext2"):
+        text.load_text("bible")
+    with pytest.raises(data.DataError, match=r"text, not images.*load_text\('shakespeare'\)"):
+        data.load("shakespeare")

@@ -2,10 +2,12 @@
 
     digits = load("digits")      # 8×8, bundled with scikit-learn, always there
     mnist = load("mnist")        # 28×28, from the original archives; an error says how to get them
+    colour = load("cifar10_15k")  # 32×32×3, a balanced subset of CIFAR-10; the whole of it is "cifar10"
 
-Originals are looked for in `$MNEMOSYNE_DATA/<name>/`, are compared with their published SHA-256 and prepared
-once, by a tensorflow-datasets builder that needs no TensorFlow, as array_record files in the cache. Nothing
-is downloaded unless `fetch` is called, and no data set ever stands in for another.
+Originals are looked for in `$MNEMOSYNE_DATA/<name>/` and compared with the SHA-256 that `sources` lists. The idx
+files are prepared once, by a tensorflow-datasets builder that needs no TensorFlow, as array_record files in the
+cache; CIFAR is read as it is. Nothing is downloaded unless `fetch` is called, and no data set ever stands in for
+another.
 """
 
 import hashlib
@@ -19,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from mnemosyne.tasks import cifar
 from mnemosyne.tasks.builder import idx_builder, read
+from mnemosyne.tasks.sources import INSTEAD, SOURCES, Source
 
 
 class Split(NamedTuple):
@@ -45,80 +49,6 @@ class DataError(Exception):
     """Data that is absent or not what it should be; the message says what to do."""
 
 
-class Original(NamedTuple):
-    """One file as its authors published it."""
-
-    file: str
-    sha256: str
-    bytes: int
-
-
-class Source(NamedTuple):
-    """Where a data set comes from."""
-
-    licence: str
-    url: str
-    files: tuple[Original, Original, Original, Original]  # train images, labels; test images, labels
-    held_back: int  # training examples kept for validation
-
-
-SOURCES = {
-    "mnist": Source(
-        "CC BY-SA 3.0 (Y. LeCun, C. Cortes)",
-        "https://storage.googleapis.com/cvdf-datasets/mnist/",
-        (
-            Original(
-                "train-images-idx3-ubyte.gz",
-                "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                9_912_422,
-            ),
-            Original(
-                "train-labels-idx1-ubyte.gz",
-                "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                28_881,
-            ),
-            Original(
-                "t10k-images-idx3-ubyte.gz",
-                "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6",
-                1_648_877,
-            ),
-            Original(
-                "t10k-labels-idx1-ubyte.gz",
-                "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6",
-                4_542,
-            ),
-        ),
-        held_back=5_000,
-    ),
-    "fashion_mnist": Source(
-        "MIT (Zalando SE)",
-        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
-        (
-            Original(
-                "train-images-idx3-ubyte.gz",
-                "3aede38d61863908ad78613f6a32ed271626dd12800ba2636569512369268a84",
-                26_421_880,
-            ),
-            Original(
-                "train-labels-idx1-ubyte.gz",
-                "a04f17134ac03560a47e3764e11b92fc97de4d1bfaf8ba1a3aa29af54cc90845",
-                29_515,
-            ),
-            Original(
-                "t10k-images-idx3-ubyte.gz",
-                "346e55b948d973a97e58d2351dde16a484bd415d4595297633bb08f03db6a073",
-                4_422_102,
-            ),
-            Original(
-                "t10k-labels-idx1-ubyte.gz",
-                "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
-                5_148,
-            ),
-        ),
-        held_back=5_000,
-    ),
-}
-
 NAMES = ("digits", *SOURCES)
 
 
@@ -140,8 +70,9 @@ def load(name: str) -> Dataset:
 
     Returns:
         Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep 5,000 training images for validation,
-        the last in the fixed order that tensorflow-datasets shuffles them to; digits, which has one part, is cut
-        1,197 / 300 / 300 after one fixed permutation.
+        the last in the fixed order that tensorflow-datasets shuffles them to; CIFAR keeps its last 5,000, its
+        subsets a tenth, balanced over the classes; digits, which has one part, is cut 1,197 / 300 / 300 after
+        one fixed permutation.
 
     Raises:
         DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.
@@ -149,14 +80,12 @@ def load(name: str) -> Dataset:
     if name == "digits":
         return _digits()
     source = _source(name)
-    paths = [originals() / name / original.file for original in source.files]
-    builder = idx_builder(name, paths, cache() / "tfds")
-    if not builder.data_path.exists():
-        verify(name)
-        builder.download_and_prepare()
-    train, test = (Split(*read(builder, split)) for split in ("train", "test"))
+    if source.format == "text":
+        raise DataError(f"{name} is text, not images: mnemosyne.tasks.text.load_text({name!r})")
+    train, test = _read_idx(name) if source.format == "idx" else _read_cifar(name)
     kept = len(train.labels) - source.held_back
-    return _dataset(name, Split(*(a[:kept] for a in train)), Split(*(a[kept:] for a in train)), test)
+    parts = (Split(*(a[:kept] for a in train)), Split(*(a[kept:] for a in train)), test)
+    return _dataset(name, *parts, classes=source.classes)
 
 
 def draw(data: Dataset, part: Split, key: Array, n: int) -> tuple[Float[Array, "n h w c"], Int[Array, "n"]]:
@@ -184,7 +113,13 @@ def pool(data: Dataset, factor: int) -> Dataset:
         return part._replace(images=jnp.round(blocks.mean(axis=(2, 4))).astype(jnp.uint8))
 
     parts = [shrink(p) for p in (data.train, data.validation, data.test)]
-    return _dataset(f"{data.name}/{factor}", *parts)
+    return _dataset(f"{data.name}/{factor}", *parts, classes=data.classes)
+
+
+def paths(name: str) -> list[Path]:
+    """Where a data set's originals belong, in the order of its source's files."""
+    source = _source(name)
+    return [originals() / (source.folder or name) / original.file for original in source.files]
 
 
 def verify(name: str) -> None:
@@ -193,18 +128,23 @@ def verify(name: str) -> None:
     Raises:
         DataError: naming each file that is missing or differs, with the SHA-256 it should have.
     """
-    folder, problems = originals() / name, []
-    for original in _source(name).files:
-        path = folder / original.file
+    source, problems = _source(name), []
+    for path, original in zip(paths(name), source.files, strict=True):
         if not path.is_file():
             problems.append(f"  {path}: missing; sha256 {original.sha256}, {original.bytes:,} bytes")
         elif (found := _sha256(path)) != original.sha256:
             problems.append(f"  {path}: damaged; sha256 {found} instead of {original.sha256}")
     if problems:
+        folder = source.folder or name
+        remedy = f"To download it: python -m mnemosyne data fetch {name}"
+        if not source.url:
+            remedy = (
+                f"These files have no public address: put them into {originals() / folder}, or use "
+                f"{INSTEAD.get(name, 'another data set')}, which is another data set and can be downloaded."
+            )
         raise DataError(
-            f"{name} is not usable:\n" + "\n".join(problems) + "\nTo download it: python -m mnemosyne data "
-            f"fetch {name}\nIf you have the originals elsewhere, set MNEMOSYNE_DATA to the folder that holds "
-            f"{name}/."
+            f"{name} is not usable:\n" + "\n".join(problems) + f"\n{remedy}\nIf you have the originals elsewhere, "
+            f"set MNEMOSYNE_DATA to the folder that holds {folder}/."
         )
 
 
@@ -215,12 +155,14 @@ def fetch(name: str) -> Path:
         The folder. A file appears there only once it is complete and its SHA-256 is right.
 
     Raises:
-        DataError: if a download fails or is not the published file.
+        DataError: if a download fails or is not the published file, or if there is no public address.
     """
-    source, folder = _source(name), originals() / name
+    source = _source(name)
+    if not source.url:
+        verify(name)
+    folder = originals() / (source.folder or name)
     folder.mkdir(parents=True, exist_ok=True)
-    for original in source.files:
-        path = folder / original.file
+    for path, original in zip(paths(name), source.files, strict=True):
         if path.is_file() and _sha256(path) == original.sha256:
             continue
         partial = path.with_suffix(".part")
@@ -248,10 +190,29 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _dataset(name: str, train: Split, validation: Split, test: Split) -> Dataset:
+def _read_idx(name: str) -> tuple[Split, Split]:
+    builder = idx_builder(name, paths(name), cache() / "tfds")
+    if not builder.data_path.exists():
+        verify(name)
+        builder.download_and_prepare()
+    train, test = (Split(*read(builder, split)) for split in ("train", "test"))
+    return train, test
+
+
+def _read_cifar(name: str) -> tuple[Split, Split]:
+    verify(name)
+    source, files = _source(name), paths(name)
+    if source.format == "differences":
+        train, test = (Split(*cifar.read_differences(path)) for path in files)
+    else:
+        train, test = (Split(*cifar.read_archive(files[0], part, source.classes)) for part in ("train", "test"))
+    return train, test
+
+
+def _dataset(name: str, train: Split, validation: Split, test: Split, classes: int = 10) -> Dataset:
     pixels = train.images / np.float32(255)
     parts = [Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (train, validation, test)]
-    return Dataset(name, *parts, mean=float(pixels.mean()), std=float(pixels.std()))
+    return Dataset(name, *parts, mean=float(pixels.mean()), std=float(pixels.std()), classes=classes)
 
 
 def _digits() -> Dataset:

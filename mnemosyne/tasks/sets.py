@@ -2,8 +2,10 @@
 
 from collections.abc import Sequence
 
+from mnemosyne.tasks import suite
 from mnemosyne.tasks.classify import MLPSpec, ViTSpec, classify
 from mnemosyne.tasks.data import Dataset, pool
+from mnemosyne.tasks.text import Text
 from mnemosyne.types import Task
 
 # Drawn by hand from the ranges of App. B.1: 1–2 hidden layers of 20–40 units, sigmoid or ReLU; 1–3 attention
@@ -42,3 +44,64 @@ def build(members: Sequence, data: Dataset) -> list[Task]:
     """Make tasks of (spec, pooling factor) pairs on one data set, sharing each pooled copy."""
     pooled = {factor: pool(data, factor) if factor > 1 else data for factor in {f for _, f in members}}
     return [classify(pooled[factor], spec) for spec, factor in members]
+
+
+# Three more sets, for an optimizer that is to serve more than the paper's networks. They are kept apart as their
+# names say: weights are learned on the first, chosen on the second, and measured on the third, which is looked at
+# once per release of weights and never used to decide anything about them. No task is in two sets; images and text
+# should differ as well, e.g. MNIST and WikiText to train on, Fashion-MNIST and Shakespeare to test on.
+
+
+def varied_train(images: Dataset, text: Text) -> list[Task]:
+    """Make the tasks to meta-train a robust optimizer on: eleven kinds and sizes, 300 to 2,900 parameters each."""
+    low, tiled = suite.small(images, 7), suite.small(images, 16)
+    return [
+        suite.mlp(low, (20,), "tanh", batch_size=32),
+        suite.mlp(low, (16, 16, 16), "relu"),
+        suite.mlp(low, (12,) * 6, "gelu", batch_size=32),
+        suite.mlp(low, (24,), "sigmoid", batch_size=16),
+        suite.conv(low, (6, 8), "relu", batch_size=32),
+        suite.vit(tiled, layers=1, heads=2, hidden=12, head_dim=6, mlp=24, batch_size=32),
+        suite.autoencoder(low, (16, 6, 16), "tanh", batch_size=32),
+        suite.recurrent(text, hidden=12, embedding=8, length=16),
+        suite.attentive(text, layers=1, heads=2, hidden=12, mlp=24, length=16),
+        suite.regression(10, (24,), "silu", seed=1, batch_size=32),
+        suite.ill_conditioned(1e3, inputs=30, seed=1, batch_size=32),
+    ]
+
+
+def varied_validation(images: Dataset, text: Text) -> list[Task]:
+    """Make the tasks to choose weights on: the kinds of `varied_train` in other sizes."""
+    low, tiled = suite.small(images, 7), suite.small(images, 16)
+    return [
+        suite.mlp(low, (28,), "silu"),
+        suite.mlp(low, (14,) * 4, "tanh"),
+        suite.conv(low, (8, 12), "gelu"),
+        suite.vit(tiled, layers=2, heads=2, hidden=8, head_dim=4, mlp=16, batch_size=32),
+        suite.recurrent(text, hidden=16, embedding=8, length=24, batch_size=24),
+        suite.ill_conditioned(3e3, inputs=40, seed=2),
+    ]
+
+
+def meta_test(images: Dataset, text: Text) -> list[Task]:
+    """Make the tasks that released weights are measured on, far from one another and from those they learned on."""
+    low, middle, tiled = (suite.small(images, side) for side in (7, 14, 16))
+    plain = suite.mlp(middle, (20,), "relu")
+    return [
+        suite.conv(middle, (8, 16), "relu"),
+        suite.recurrent(text, hidden=32, embedding=16),
+        suite.attentive(text, layers=1, heads=2, hidden=24, mlp=32),
+        suite.vit(tiled, layers=3, heads=2, hidden=16, head_dim=8, mlp=16, batch_size=32),
+        suite.autoencoder(low, (32, 8, 32), "elu"),
+        suite.mlp(middle, (16,) * 12, "tanh"),
+        suite.mlp(low, (512,), "relu"),
+        suite.mlp(middle, (), "relu"),
+        suite.regression(16, (48, 24), "gelu"),
+        suite.diabetes((32, 16), "silu"),
+        suite.ill_conditioned(1e4),
+        suite.scaled(plain, 1e-6),
+        suite.scaled(plain, 1e6),
+        suite.reparametrised(plain, 0.01),
+        suite.mlp(low, (24,), "relu", batch_size=1),
+        suite.mlp(low, (24,), "relu", batch_size=512),
+    ]

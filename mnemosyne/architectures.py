@@ -1,0 +1,38 @@
+"""What each name stands for: Mnemosyne, its variants and its learned rivals, before and after meta-training.
+
+Every entry differs from another in one argument or two: a memory, a rule around it, what gradients go through first.
+"""
+
+from typing import NamedTuple
+
+import optax
+
+from mnemosyne.coordinate import COORDINATE, LIGHT, Rule, coordinate_rule
+from mnemosyne.optimizer import drop_in, scale_by_tensor_rms
+from mnemosyne.ordinary import ordinary_rule, stacked_rule
+from mnemosyne.recurrent import lstm, s4
+from mnemosyne.types import Learned
+
+
+class Coordinatewise(NamedTuple):
+    """A coordinate-wise rule and the preparation of its gradients."""
+
+    rule: Rule
+    prepare: optax.GradientTransformation
+
+    @property
+    def learned(self) -> Learned:
+        return Learned(self.rule.init, lambda theta: drop_in(theta, self.rule, self.prepare))
+
+
+COORDINATEWISE = {
+    "coordinate": Coordinatewise(ordinary_rule(COORDINATE), optax.identity()),
+    "odd": Coordinatewise(coordinate_rule(COORDINATE), scale_by_tensor_rms()),
+    "light": Coordinatewise(coordinate_rule(LIGHT), scale_by_tensor_rms()),
+    "lstm": Coordinatewise(stacked_rule(lstm(hidden=20), layers=2, width=20), optax.identity()),
+    "s4": Coordinatewise(ordinary_rule(COORDINATE, s4(state=4)), optax.identity()),
+}
+"""The paper's optimizer and its like: inputs as the paper has them, unless made odd and normalised per tensor."""
+
+ARCHITECTURES: dict[str, Learned] = {name: entry.learned for name, entry in COORDINATEWISE.items()}
+"""Every name `pretrained` may know."""
