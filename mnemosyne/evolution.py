@@ -36,6 +36,11 @@ class EvolutionConfig:
     worst: float = 2.0  # a window's log-loss, relative to the start, counts as at most this
     seed: int = 0
 
+    def __post_init__(self):
+        for horizon in self.horizons:
+            if horizon % self.window:
+                raise ValueError(f"window {self.window} does not divide horizon {horizon}")
+
 
 class Pairs(NamedTuple):
     """R antithetic pairs of one task. A leading axis of 2 holds θ + ε and θ − ε."""
@@ -121,7 +126,7 @@ class Evolution(NamedTuple):
             thetas, old.params, old.state, old.horizon, jax.random.split(run_key, c.pairs)
         )
         # Logarithms, so that tasks of any scale count alike; bounded, so that a lost run does not drown the others.
-        score = jnp.log(jnp.maximum(loss, 1e-30) / old.first)
+        score = jnp.log(jnp.maximum(loss, 1e-30) / old.first[None])
         score = jnp.where(jnp.isfinite(score), jnp.minimum(score, c.worst), c.worst)
         so_far = jax.tree.map(jnp.add, old.perturbation, noise)
         weight = (score[0] - score[1]) / (2.0 * c.sigma**2 * c.pairs)

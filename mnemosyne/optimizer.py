@@ -50,6 +50,15 @@ def zero_nonfinite() -> optax.GradientTransformation:
     return optax.GradientTransformation(init, update)
 
 
+def root_mean_square(g: Array) -> Array:
+    """√(mean g²), without overflow or underflow of the squares; 0 for an empty array."""
+    largest = jnp.max(jnp.abs(g), initial=0.0)
+    # The reciprocal of a very large number would be flushed to zero.
+    shrink = jnp.where(largest > 1.0, 2.0**-10, 1.0)
+    unit = shrink * g / jnp.where(largest > 0, shrink * largest, 1.0)
+    return largest * jnp.sqrt(jnp.sum(unit * unit) / max(g.size, 1))
+
+
 class ScaleByTensorRmsState(NamedTuple):
     """One number per tensor."""
 
@@ -81,11 +90,6 @@ def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.G
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"decay must lie in [0, 1), got {decay}")
 
-    def rms(g):
-        largest = jnp.max(jnp.abs(g), initial=0.0)
-        unit = g / jnp.where(largest > 0, largest, 1.0)
-        return largest * jnp.sqrt(jnp.sum(unit * unit) / max(g.size, 1))
-
     def init(params: Params) -> ScaleByTensorRmsState:
         size = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
         return ScaleByTensorRmsState(count=jnp.zeros((), jnp.int32), size=size)
@@ -94,7 +98,7 @@ def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.G
         del params
         count = optax.safe_increment(state.count)
         updates = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
-        size = jax.tree.map(lambda s, g: decay * s + (1.0 - decay) * rms(g), state.size, updates)
+        size = jax.tree.map(lambda s, g: decay * s + (1.0 - decay) * root_mean_square(g), state.size, updates)
         unbias = 1.0 - decay ** count.astype(jnp.float32)
 
         def scale(g, s):

@@ -29,8 +29,10 @@ PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "proven
 
 THEORY = {"explore.py", "study_capacity.py", "study_features.py", "theory.py", "trials.py"}
 
-NOT_IN_TRAINING = {*PRESENTATION, *THEORY, "metatrain.py", "recipes.py", "scale.py", "store.py", "zoo.py"}
-"""Nor do these take part when a network is trained by an optimizer that is given."""
+META = {"evolution.py", "metatrain.py", "recipes.py", "students.py", "truncated.py"}
+
+NOT_IN_TRAINING = {*PRESENTATION, *THEORY, *META, "baselines.py", "scale.py", "sets.py", "store.py", "zoo.py"}
+"""Nor do these take part when a network is trained by an optimizer that is given, with rates that are given."""
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
 

@@ -10,6 +10,7 @@ that network turns 30 features of each parameter into its update:
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -107,12 +108,13 @@ def velo(memory: Memory, *, width: int = 32, bank: int = 64, hidden: int = 4) ->
 
     def init(key: Array) -> Theta:
         own, shared, remember, control, rate, layers = jax.random.split(key, 6)
+        # 100 times a mean weighed by √B/100 is a network with weights as large as any in the bank.
+        one = bank**0.5 / 100.0
         return {
             "own": linear_init(own, _FEATURES, width),
             "shared": linear_init(shared, _FEATURES, width),
             "memory": memory.init(remember, width, width, width),
-            # 100 times the mean of √B/100 of each is a network with weights as large as any in the bank.
-            "control": {**linear_init(control, width, bank, gain=0.1), "b": jnp.full(bank, bank**0.5 / 100.0)},
+            "control": {**linear_init(control, width, bank, gain=0.3 * one), "b": jnp.full(bank, one)},
             "rate": {**linear_init(rate, width, 1, gain=0.1), "b": jnp.ones(1)},
             "bank": jax.vmap(lambda k: network_init(k, hidden))(jax.random.split(layers, bank)),
         }
@@ -148,20 +150,35 @@ def scale_by_velo(theta: Theta, memory: Memory, width: int) -> optax.GradientTra
         g = [jnp.clip(x.astype(jnp.float32), -1e3, 1e3) for x in tensors]
         before = [Traces(*each) for each in zip(*map(tree.flatten_up_to, state.traces), strict=True)]
         overall = jnp.concatenate([jnp.tanh(10.0 * (state.count / horizon - jnp.array(FRACTIONS))), outlook])
-        seen = jnp.stack([tensor_features(*each, overall) for each in zip(p, before, strict=True)])
+        shapes = [x.shape for x in p]
+        seen = jnp.stack(by_shape(lambda *x: tensor_features(*x, overall), shapes, p, before))
         remembered = inner.unflatten([jnp.stack(tree.flatten_up_to(f)) for f in inner.flatten_up_to(state.memory)])
         exists = np.array([x.size > 0 for x in p], np.float32)[:, None]
         remembered, networks, rates = choose(theta, memory, remembered, seen, exists)
-        after = [trace(*each) for each in zip(before, g, strict=True)]
-        steps = []
-        for i, each in enumerate(zip(p, g, after, strict=True)):
-            network = jax.tree.map(lambda w, i=i: w[i], networks)
-            steps.append((rates[i] * move(network, *each)).astype(tensors[i].dtype))
+        networks = [jax.tree.map(lambda w, i=i: w[i], networks) for i in range(len(p))]
+        after = by_shape(trace, shapes, before, g)
+        steps = by_shape(lambda rate, *x: rate * move(*x), shapes, list(rates), networks, p, g, after)
+        steps = [step.astype(x.dtype) for step, x in zip(steps, tensors, strict=True)]
         apart = [tree.unflatten(list(field)) for field in inner.flatten_up_to(remembered)]
         traces = Traces(*(tree.unflatten(field) for field in zip(*after, strict=True)))
         return tree.unflatten(steps), VeloState(state.count + 1, losses, traces, inner.unflatten(apart))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def by_shape(f: Callable, shapes: list[tuple], *args: list) -> list:
+    """Apply f to every tensor, compiled once for all that share a shape, as those of a deep network's layers do."""
+    outs = [None] * len(shapes)
+    for shape in dict.fromkeys(shapes):
+        where = [i for i, other in enumerate(shapes) if other == shape]
+        groups = [tuple(arg[i] for arg in args) for i in where]
+        if len(where) == 1:  # a large tensor is not copied
+            outs[where[0]] = f(*groups[0])
+            continue
+        together = jax.vmap(f)(*jax.tree.map(lambda *x: jnp.stack(x), *groups))
+        for k, i in enumerate(where):
+            outs[i] = jax.tree.map(lambda x, k=k: x[k], together)
+    return outs
 
 
 def watch(losses: Losses, count: Int[Array, ""], value: Scalar, horizon: Scalar) -> tuple[Losses, Array]:

@@ -4,10 +4,12 @@ import numpy as np
 import pytest
 
 from mnemosyne import __main__ as cli
-from mnemosyne import bench, recipes, zoo
-from mnemosyne.metatrain import MetaConfig
+from mnemosyne import bench, zoo
+from mnemosyne.architectures import ARCHITECTURES
+from mnemosyne.evolution import EvolutionConfig
 from mnemosyne.tasks import sets
 from mnemosyne.tasks.classify import MLPSpec
+from mnemosyne.truncated import MetaConfig
 
 
 def call(capsys, *args):
@@ -31,7 +33,7 @@ def test_data_list_and_mistakes(capsys, tmp_path, monkeypatch):
 def test_weights(capsys):
     code, said = call(capsys, "weights", "list")
     assert code == 0
-    assert said.out.split()[::3] == ["coordinate", "light"]
+    assert said.out.split()[::3] == zoo.available()
     assert call(capsys, "weights", "card", "light")[1].out.strip() == zoo.card("light").strip()
     assert "did you mean 'light'" in call(capsys, "weights", "card", "ligt")[0]
 
@@ -49,8 +51,8 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     code, said = call(capsys, *args)
     assert code == 0
     assert "iteration     20  loss" in said.out
-    theta, config = zoo.load_weights(tmp_path / "light.safetensors")
-    assert config == recipes.RULES["light"]
+    theta, learned = zoo.load_weights(tmp_path / "light.safetensors")
+    assert learned is ARCHITECTURES["light"]
     assert np.isfinite(theta["head"]["out"]).all()
     card = (tmp_path / "light.md").read_text()
     assert '"iterations": 20' in card
@@ -70,9 +72,10 @@ def test_meta_train_mistakes(capsys):
     assert "window 7 does not divide horizon 100" in code
 
 
-def test_every_configuration_field_is_explained():
-    source = (zoo.folder().parent / "metatrain.py").read_text()
-    for field in MetaConfig.__dataclass_fields__:
+@pytest.mark.parametrize(("module", "config"), [("truncated.py", MetaConfig), ("evolution.py", EvolutionConfig)])
+def test_every_configuration_field_is_explained(module, config):
+    source = (zoo.folder().parent / module).read_text()
+    for field in config.__dataclass_fields__:
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{field}:"))
         assert "#" in line or field == "seed"
 

@@ -27,9 +27,19 @@ def distance(params):
     return sum(float(jnp.sum((p - t) ** 2)) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True))
 
 
-@pytest.fixture(scope="module", params=["coordinate", "light"])
+ROBUST = ("light", "odd", "paced")  # odd by construction and normalised
+VELO = ("velo_cam", "velo_lstm")  # ask for the loss and the horizon
+
+
+@pytest.fixture(scope="module", params=[n for n in zoo.available() if n not in VELO])
 def tx(request):
     """Shipped weights, every update compiled once per shape."""
+    return zoo.pretrained(request.param)
+
+
+@pytest.fixture(scope="module", params=ROBUST)
+def robust(request):
+    """The optimizers that are to serve networks of any kind and scale."""
     return zoo.pretrained(request.param)
 
 
@@ -183,9 +193,9 @@ def test_state_survives_orbax(tx, tmp_path):
 
 
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
-def test_scaling_the_loss_changes_nothing(tx, factor):
-    plain, _ = train(tx, PARAMS, 20)
-    scaled = optax.chain(optax.scale(factor), tx)
+def test_scaling_the_loss_changes_nothing(robust, factor):
+    plain, _ = train(robust, PARAMS, 20)
+    scaled = optax.chain(optax.scale(factor), robust)
     rescaled, _ = train(scaled, PARAMS, 20)
     same(plain, rescaled, rtol=1e-3, atol=1e-4)
 
@@ -199,14 +209,14 @@ def test_strange_gradients_leave_the_state_finite(tx, bad):
     for g in (grads, strange, jax.tree.map(lambda x: jnp.full_like(x, bad), grads), grads):
         updates, state = step(g, state)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
-    assert int(state[0].steps) == (0 if np.isfinite(bad) else 2)
+    assert int(jax.tree.leaves(state)[0]) == (0 if np.isfinite(bad) else 2)
 
 
-def test_only_zero_gradients_move_nothing(tx):
+def test_only_zero_gradients_move_nothing(robust):
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    state = tx.init(PARAMS)
+    state = robust.init(PARAMS)
     for _ in range(3):
-        updates, state = tx.update(zeros, state)
+        updates, state = robust.update(zeros, state)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
 
 

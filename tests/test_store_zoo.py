@@ -5,7 +5,7 @@ import pytest
 
 import mnemosyne
 from mnemosyne import store, zoo
-from mnemosyne.coordinate import COORDINATE, LIGHT, coordinate_rule
+from mnemosyne.architectures import ARCHITECTURES
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -38,17 +38,21 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
         store.read(path)
 
 
-@pytest.mark.parametrize("name", ["coordinate", "light"])
+@pytest.mark.parametrize("name", zoo.available())
 def test_shipped_weights_load_and_have_card_and_log(name):
-    theta, config = zoo.load_weights(zoo.path_of(name))
-    assert config == {"coordinate": COORDINATE, "light": LIGHT}[name]
+    theta, learned = zoo.load_weights(zoo.path_of(name))
+    assert learned is ARCHITECTURES[name]
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(theta))
     card = zoo.card(name)
-    for needed in ("Command", "Data", "Versions", "Seed", "Differences from the paper", "meta-train " + name):
+    for needed in ("Command", "Data", "Versions", "Seed", "Differences from the paper", name):
         assert needed in card
     log = zoo.training_log(name)
     assert log.iteration.is_monotonic_increasing
     assert np.isfinite(log.loss).all()
+
+
+def test_every_architecture_has_weights():
+    assert zoo.available() == sorted(ARCHITECTURES)
 
 
 def test_all_weights_stay_below_two_megabytes():
@@ -58,19 +62,19 @@ def test_all_weights_stay_below_two_megabytes():
 def test_an_unknown_name_suggests_a_near_one():
     with pytest.raises(ValueError, match="did you mean 'coordinate'"):
         mnemosyne.pretrained("cordinate")
-    with pytest.raises(ValueError, match="There are: coordinate, light"):
+    with pytest.raises(ValueError, match="There are: coordinate, light, lstm"):
         mnemosyne.pretrained("xyz")
 
 
-def test_weights_without_or_with_unknown_sizes_are_refused(tmp_path):
-    theta = coordinate_rule(LIGHT).init(jax.random.key(0))
+def test_weights_of_an_unknown_or_another_architecture_are_refused(tmp_path):
+    theta = ARCHITECTURES["light"].init(jax.random.key(0))
     path = tmp_path / "w.safetensors"
     store.save_tree(path, theta)
-    with pytest.raises(store.StoreError, match="does not say which sizes"):
+    with pytest.raises(store.StoreError, match="names the architecture None"):
         zoo.load_weights(path)
-    store.save_tree(path, theta, {"config": '{"depth": 3}'})
-    with pytest.raises(store.StoreError, match="sizes this version does not know"):
+    zoo.save_weights(path, theta, "heavy")
+    with pytest.raises(store.StoreError, match="this version knows coordinate"):
         zoo.load_weights(path)
-    zoo.save_weights(path, theta, COORDINATE)
+    zoo.save_weights(path, theta, "odd")
     with pytest.raises(store.StoreError, match="does not hold what was asked for"):
         zoo.load_weights(path)

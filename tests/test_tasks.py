@@ -303,17 +303,17 @@ def test_the_grammar_is_always_the_same_text():
     assert max(first.train.max(), first.validation.max()) < first.vocabulary
     written = first.decode(first.train)
     assert written == text.grammar(50_000)[:45_000]
-    for subject, verb in [("this bold cat ", "sees "), ("these bold cats ", "see ")]:
-        assert subject + verb in written
-    assert "this bold cat see " not in written
+    for right, wrong in [("this cat sees ", "this cat see "), ("these cats see ", "these cats sees ")]:
+        assert right in written
+        assert wrong not in written
 
 
 def test_shakespeare_is_numbered_by_code_point(tmp_path, monkeypatch):
-    place(tmp_path, "shakespeare", {"input.txt": b"to be or!"}, monkeypatch)
+    place(tmp_path, "shakespeare", {"input.txt": b"to be, ro"}, monkeypatch)
     play = text.load_text("shakespeare")
-    assert play.symbols == " beort\N{REPLACEMENT CHARACTER}"  # "!" is in the held-out part alone
-    assert play.decode(play.train) == "to be o"
-    assert play.validation.tolist() == [4, 6]
+    assert play.symbols == " ,beot\N{REPLACEMENT CHARACTER}"  # "r" is in the held-out part alone
+    assert play.decode(play.train) == "to be, "
+    assert play.validation.tolist() == [6, 4]
 
 
 def test_wikitext_keeps_the_frequent_characters_in_lower_case(tmp_path, monkeypatch):

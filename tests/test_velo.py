@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnemosyne import velo as rule
 from mnemosyne.memory import cam
 from mnemosyne.recurrent import lstm
 from mnemosyne.velo import WINDOWS, Losses, axes, no_traces, parameter_features, tensor_features, trace, velo, watch
@@ -13,11 +14,8 @@ from mnemosyne.velo import WINDOWS, Losses, axes, no_traces, parameter_features,
 PARAMS = {
     "matrix": jax.random.normal(jax.random.key(0), (4, 3)),
     "vector": jnp.linspace(-1.0, 1.0, 5),
-    "filters": jax.random.normal(jax.random.key(1), (2, 3, 2, 4)),
-    "cube": jax.random.normal(jax.random.key(2), (2, 1, 3)),
     "scalar": jnp.array(0.5),
     "empty": jnp.zeros((0, 2)),
-    "nothing": jnp.zeros(0),
 }
 TARGET = jax.tree.map(lambda p: p + 0.3, PARAMS)
 LEARNED = {
@@ -31,14 +29,16 @@ def learned(request):
     return LEARNED[request.param]
 
 
+only_cam = pytest.mark.parametrize("learned", ["cam"], indirect=True)
+
+
 @pytest.fixture
 def theta(learned):
     return learned.init(jax.random.key(0))
 
 
 def value(params):
-    apart = zip(*map(jax.tree.leaves, (params, TARGET)), strict=True)
-    return sum(jnp.sum((p - t.astype(p.dtype)) ** 2) for p, t in apart).astype(jnp.float32)
+    return sum(jnp.sum((p - TARGET[k].astype(p.dtype)) ** 2) for k, p in params.items()).astype(jnp.float32)
 
 
 def train(learned, theta, params=PARAMS, steps=20, gradient=lambda g: g):
@@ -66,7 +66,8 @@ def finite(tree):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_shapes_and_dtypes(learned, theta, dtype):
-    tx, params = learned.make(theta), jax.tree.map(lambda p: p.astype(dtype), PARAMS)
+    shapes = [(), (0,), (1,), (5,), (4, 3), (0, 2), (2, 1, 3), (2, 3, 2, 4), (2, 1, 2, 1, 2)]
+    tx, params = learned.make(theta), (*(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes), {})
     state = jax.eval_shape(tx.init, params)
     update = lambda g, s, p: tx.update(g, s, p, value=jnp.array(1.0), horizon=10)
     updates, after = jax.eval_shape(update, params, state, params)
@@ -76,35 +77,27 @@ def test_shapes_and_dtypes(learned, theta, dtype):
     assert all(s.dtype in (jnp.float32, jnp.int32) for s in jax.tree.leaves(state))
 
 
-def test_the_first_updates_are_finite_and_small(learned):
-    for seed in range(3):
-        params, state, losses = jax.jit(lambda theta: train(learned, theta, steps=2))(
-            learned.init(jax.random.key(seed))
-        )
-        assert finite((params, state, losses))
-        moved = [float(jnp.max(jnp.abs(a - b), initial=0.0)) for a, b in zip(*map(jax.tree.leaves, (params, PARAMS)))]
-        assert 1e-6 < max(moved) < 0.1
-
-
-@pytest.mark.parametrize("factor", [1.0, 3.0])
-def test_fifty_steps_with_random_weights_stay_finite(learned, factor):
+def test_fifty_steps_with_random_weights_are_small_and_finite(learned):
+    """Whatever the weights, within reason; fresh ones take small steps."""
     run = jax.jit(lambda theta: train(learned, theta, steps=50))
-    for seed in range(2):
+    for seed, noise in ((0, 0.0), (1, 0.0), (2, 0.0), (0, 0.5), (1, 0.5)):
         theta = learned.init(jax.random.key(seed))
-        noise = jax.tree.map(lambda w: factor * jax.random.normal(jax.random.key(w.size), w.shape) * 0.3, theta)
-        assert finite(run(jax.tree.map(jnp.add, theta, noise)))
+        theta = jax.tree.map(lambda w, n=noise: w * (1 + n * jax.random.normal(jax.random.key(w.size), w.shape)), theta)
+        params, state, losses = run(theta)
+        assert finite((params, state, losses))
+        moved = jax.tree.map(lambda a, b: float(jnp.max(jnp.abs(a - b), initial=0.0)), params, PARAMS)
+        assert max(moved.values()) > 1e-4
+        assert noise or max(moved.values()) < 0.5
 
 
-@pytest.mark.parametrize("start", ["somewhere", "zero", "solved"])
-def test_meta_gradients_through_twenty_steps_are_finite(learned, theta, start):
-    params = {"somewhere": PARAMS, "zero": jax.tree.map(jnp.zeros_like, PARAMS), "solved": TARGET}[start]
-    for gradient in (lambda g: g, jax.lax.stop_gradient):
-        meta = jax.jit(jax.grad(lambda theta, cut=gradient: jnp.mean(train(learned, theta, params, 20, cut)[2])))(theta)
-        assert finite(meta)
-        if start == "somewhere":
-            parts = jax.tree.map(lambda w: float(jnp.sum(jnp.abs(w))), meta)
-            for name in ("own", "shared", "memory", "control", "rate", "bank"):
-                assert sum(jax.tree.leaves(parts[name])) > 0, name
+def test_meta_gradients_through_twenty_steps_are_finite(learned, theta):
+    meta = jax.jit(jax.grad(lambda theta, params: jnp.mean(train(learned, theta, params, 20)[2])))
+    somewhere = {k: PARAMS[k] for k in ("matrix", "scalar", "empty")}
+    for start in (somewhere, jax.tree.map(jnp.zeros_like, somewhere), {k: TARGET[k] for k in somewhere}):
+        assert finite(meta(theta, start))
+    parts = jax.tree.map(lambda w: float(jnp.sum(jnp.abs(w))), meta(theta, somewhere))
+    for name in ("own", "shared", "memory", "control", "rate", "bank"):
+        assert sum(jax.tree.leaves(parts[name])) > 0, name
 
 
 def test_meta_gradients_are_those_of_finite_differences():
@@ -116,25 +109,24 @@ def test_meta_gradients_are_those_of_finite_differences():
         tx, g = learned.make, {"a": jnp.cos(params["a"])}
 
         def after_three(theta):
-            state, p = tx(theta).init(params), params
-            for _ in range(3):
+            def step(carry, _):
+                p, state = carry
                 updates, state = tx(theta).update(g, state, p, value=1.0, horizon=10)
-                p = jax.tree.map(lambda x, u: x + u.astype(jnp.float64), p, updates)
+                return (jax.tree.map(lambda x, u: x + u.astype(jnp.float64), p, updates), state), None
+
+            (p, _), _ = jax.lax.scan(step, (params, tx(theta).init(params)), None, length=3)
             return 1e3 * jnp.sum((p["a"] - params["a"]) * jnp.sin(jnp.arange(12.0)).reshape(4, 3))
 
         way = jax.tree.map(lambda w: jax.random.normal(jax.random.key(w.size), w.shape, jnp.float64), theta)
         _, along = jax.jit(lambda t: jax.jvp(after_three, (t,), (way,)))(theta)
         nudged = jax.jit(lambda eps: after_three(jax.tree.map(lambda w, d: w + eps * d, theta, way)))
-        assert np.isclose(along, (nudged(1e-3) - nudged(-1e-3)) / 2e-3, rtol=1e-2)
+        assert np.isclose(along, (nudged(1e-5) - nudged(-1e-5)) / 2e-5, rtol=1e-3)
 
 
 def test_the_memories_swap_changes_only_the_memorys_weights():
     a, b = (one.init(jax.random.key(0)) for one in LEARNED.values())
     assert jax.tree.structure(a["memory"]) != jax.tree.structure(b["memory"])
     same({**a, "memory": 0.0}, {**b, "memory": 0.0})
-    outs = [jax.jit(lambda theta, one=one: train(one, theta))(theta)[0] for one, theta in zip(LEARNED.values(), (a, b))]
-    assert finite(outs)
-    assert not np.allclose(outs[0]["matrix"], outs[1]["matrix"], atol=1e-8)
 
 
 def test_the_default_sizes_are_small():
@@ -167,32 +159,46 @@ def test_tree_map_params_reaches_every_tree(learned, theta):
     assert len(seen) == fields * len(PARAMS)
 
 
+@only_cam
 def test_vmap_over_runs_equals_separate_runs(learned, theta):
-    many = jax.tree.map(lambda p: jnp.stack([p, p + 1.0]), PARAMS)
-    run = jax.jit(lambda p: train(learned, theta, p, 3)[0])
+    many = {k: jnp.stack([PARAMS[k], PARAMS[k] + 1.0]) for k in ("matrix", "scalar")}
+    tx = learned.make(theta)
+    run = jax.jit(lambda p: tx.update(p, tx.init(p), p, value=jnp.sum(p["matrix"]), horizon=5))
     mapped = jax.jit(jax.vmap(run))(many)
     for i in range(2):
         same(jax.tree.map(lambda a, i=i: a[i], mapped), run(jax.tree.map(lambda a, i=i: a[i], many)), atol=1e-5)
 
 
-def test_empty_tensors_influence_no_other(learned, theta):
+def test_tensors_of_one_shape_go_together(monkeypatch):
+    params = {name: jnp.sin(jnp.arange(6.0) + i).reshape(2, 3) for i, name in enumerate("abc")}
+    params = {**params, "d": jnp.ones(6), "e": jnp.ones(0), "f": jnp.zeros(0)}
+    tx = LEARNED["cam"].make(LEARNED["cam"].init(jax.random.key(0)))
+    # Not the same function twice, which would be compiled only once.
+    update = lambda p: tx.update(p, tx.init(p), p, value=1.0, horizon=9)
+    together = jax.jit(lambda p: update(p))(params)
+    monkeypatch.setattr(rule, "by_shape", lambda f, shapes, *args: [f(*x) for x in zip(*args, strict=True)])
+    same(together, jax.jit(lambda p: update(p))(params), rtol=1e-4, atol=1e-8)
+
+
+def test_empty_tensors_influence_no_other():
     full = {k: p for k, p in PARAMS.items() if p.size}
-    tx = learned.make(theta)
+    tx = LEARNED["lstm"].make(LEARNED["lstm"].init(jax.random.key(0)))
     update = jax.jit(lambda p: tx.update(p, tx.init(p), p, value=1.0, horizon=9)[0])
     with_empty = update(PARAMS)
     same({k: with_empty[k] for k in full}, update(full), rtol=1e-6)
     assert tx.update({}, tx.init({}), {}, value=1.0, horizon=9)[0] == {}
 
 
-@pytest.mark.parametrize("bad", [jnp.nan, jnp.inf, -jnp.inf, 3e38])
-def test_strange_gradients_and_losses_leave_the_state_finite(learned, theta, bad):
+@only_cam
+def test_strange_gradients_and_losses_leave_the_state_finite(learned, theta):
     tx = learned.make(theta)
     step = jax.jit(lambda g, s, v: tx.update(g, s, PARAMS, value=v, horizon=10))
-    state = tx.init(PARAMS)
-    for g, v in ((1.0, bad), (bad, 1.0), (1.0, bad), (1.0, 1.0)):
-        updates, state = step(jax.tree.map(lambda p, g=g: jnp.full_like(p, g), PARAMS), state, v)
-        assert finite((updates, state))
-    assert int(state[0].steps) == (0 if np.isfinite(bad) else 1)
+    for bad in (jnp.nan, jnp.inf, -jnp.inf, 3e38, 1e-38, 0.0):
+        state = tx.init(PARAMS)
+        for g, v in ((1.0, bad), (bad, 1.0), (1.0, bad), (1.0, 1.0)):
+            updates, state = step(jax.tree.map(lambda p, g=g: jnp.full_like(p, g), PARAMS), state, jnp.array(v))
+            assert finite((updates, state)), bad
+        assert int(state[0].steps) == (0 if np.isfinite(bad) else 1)
 
 
 @pytest.mark.parametrize(
@@ -218,33 +224,31 @@ def test_sizes_below_one_are_refused():
         velo(cam(), bank=0)
 
 
+@only_cam
 def test_a_factor_on_the_loss_reported_changes_nothing(learned, theta):
     tx = learned.make(theta)
 
     def last(factor):
-        state = tx.init(PARAMS)
-        for t in range(5):
-            updates, state = tx.update(PARAMS, state, PARAMS, value=factor * (2.0 + jnp.cos(2.0 * t)), horizon=50)
-        return updates
+        step = lambda s, x: tx.update(PARAMS, s, PARAMS, value=factor * x, horizon=50)[::-1]
+        series = 2.0 + jnp.cos(2.0 * jnp.arange(5.0))
+        return jax.tree.map(lambda u: u[-1], jax.lax.scan(step, tx.init(PARAMS), series)[1])
 
     last = jax.jit(last)
     same(last(1.0), last(1e3), rtol=1e-4, atol=1e-8)
-    constant, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=2.0, horizon=50)
-    assert not np.allclose(last(1.0)["matrix"], constant["matrix"], atol=1e-8)
+    assert not np.allclose(last(1.0)["matrix"], last(0.0)["matrix"], rtol=1e-3, atol=1e-8)  # yet losses matter
 
 
 @pytest.mark.parametrize("shape", [(), (7,), (5, 4), (2, 3, 4, 3)])
 def test_factors_on_parameters_and_large_gradients_change_no_feature(shape):
     p, g = (jax.random.normal(jax.random.key(i), shape) for i in range(2))
-    g = 20.0 * (g + jnp.sign(g))  # beyond the clipping and above every floor
+    g = g + jnp.sign(g)  # beyond the clipping and, after many steps, above every floor
 
+    @jax.jit
     def features(p_factor, g_factor):
-        traces = no_traces(p)
-        for _ in range(3):
-            traces = trace(traces, g_factor * g)
+        traces = jax.lax.fori_loop(0, 3000, lambda _, t: trace(t, g_factor * g), no_traces(p))
         return parameter_features(p_factor * p, g_factor * g, traces)
 
-    for wanted, got in zip(features(1.0, 1.0), features(30.0, 7.0), strict=True):
+    for wanted, got in zip(features(1.0, 1.0), features(30.0, 4.0), strict=True):
         assert np.allclose(wanted, got, rtol=0.02, atol=0.01)
 
 

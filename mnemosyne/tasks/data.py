@@ -140,7 +140,7 @@ def verify(name: str) -> None:
         if not source.url:
             remedy = (
                 f"These files have no public address: put them into {originals() / folder}, or use "
-                f"{INSTEAD.get(name, 'another data set')}, which is another data set and can be downloaded."
+                f"{INSTEAD[name]}, which is another data set and can be downloaded."
             )
         raise DataError(
             f"{name} is not usable:\n" + "\n".join(problems) + f"\n{remedy}\nIf you have the originals elsewhere, "

@@ -11,12 +11,9 @@ PATH = Path(__file__).with_name("three_meta_steps.json")
 
 def three_steps() -> dict[str, list[float]]:
     """Sums that any change of the computation would move: of θ's leaves, of the optimizees, of the log."""
-    from mnemosyne.coordinate import coordinate_rule
-    from mnemosyne.metatrain import Trainer
-    from mnemosyne.optimizer import scale_by_tensor_rms
-    from tests.test_metatrain import META, SMALL, TASKS
+    from tests.test_truncated import META, TASKS, trainer
 
-    t = Trainer(coordinate_rule(SMALL), TASKS, META, scale_by_tensor_rms())
+    t = trainer(coordinates=META.coordinates)._replace(tasks=TASKS)
     step, carry, losses = jax.jit(t.iterate), t.start(), []
     for _ in range(3):
         carry, measured = step(carry, tuple(task.data for task in TASKS))

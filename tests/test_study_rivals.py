@@ -1,0 +1,59 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from mnemosyne import study_rivals
+
+
+@pytest.fixture
+def rows():
+    """Two tasks, Adam at three rates and an untuned rule, two seeds, one mark, losses written down."""
+    losses = {
+        ("a", "Adam", 0.1): (2.0, 4.0),
+        ("a", "Adam", 0.01): (1.0, 1.0),
+        ("a", "Adam", 0.001): (np.nan, 0.1),
+        ("a", "Rule", 1.0): (0.5, 0.5),
+        ("b", "Adam", 0.1): (1.0, 1.0),
+        ("b", "Adam", 0.01): (2.0, 2.0),
+        ("b", "Adam", 0.001): (3.0, 3.0),
+        ("b", "Rule", 1.0): (2.0, 2.0),
+    }
+    return pd.DataFrame(
+        [
+            {"task": t, "optimizer": o, "rate": r, "seed": seed, "step": 100, "train_loss": v}
+            for (t, o, r), pair in losses.items()
+            for seed, v in enumerate(pair)
+        ]
+    )
+
+
+def test_standings_take_the_best_rate_and_tell_an_edge(rows):
+    table = study_rivals.standings(rows, [100]).set_index(["task", "optimizer"])
+    assert table.loc[("a", "Adam")][["rate", "loss"]].tolist() == [0.01, 1.0]  # the rate that lost a run cannot win
+    assert not table.edge[("a", "Adam")]
+    assert table.edge[("b", "Adam")]
+    assert not table.edge[("b", "Rule")]
+    assert (table.seeds == 2).all()
+
+
+def test_ratios_and_their_geometric_mean(rows):
+    ratio = study_rivals.ratios(study_rivals.standings(rows, [100]))
+    assert dict(zip(ratio.task, ratio.ratio, strict=True)) == {"a": 0.5, "b": 2.0}
+    mean = study_rivals.geometric_means(ratio).iloc[0]
+    assert np.isclose(mean["mean"], 1.0)
+    assert mean.worst == 2.0
+    assert mean.low < 1.0 < mean.high
+
+
+def test_a_run_that_is_lost_makes_an_infinite_ratio(rows):
+    rows.loc[(rows.task == "b") & (rows.optimizer == "Rule"), "train_loss"] = np.nan
+    ratio = study_rivals.ratios(study_rivals.standings(rows, [100]))
+    assert np.isinf(ratio.ratio[ratio.task == "b"]).all()
+
+
+def test_cells_count_lost_rates_as_beaten(rows):
+    cell = study_rivals.cells(rows, 100)
+    ahead = cell.set_index(["task", "rate"]).ahead
+    assert ahead["a"].tolist() == [True, True, True]
+    assert ahead["b"].to_dict() == {0.1: False, 0.01: False, 0.001: True}
+    assert study_rivals.below_the_median(cell).Rule.to_dict() == {"a": True, "b": False}
