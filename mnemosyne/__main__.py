@@ -7,12 +7,15 @@ from typing import Annotated, Literal
 import tyro
 
 from mnemosyne import zoo
-from mnemosyne.recipes import DIFFERENCES, Selection, by_truncation, make_weights
+from mnemosyne.architectures import ARCHITECTURES
+from mnemosyne.recipes import Selection, by_search, by_truncation, make_weights
+from mnemosyne.search import SearchConfig
 from mnemosyne.store import StoreError
 from mnemosyne.tasks import data
 from mnemosyne.truncated import MetaConfig
 
 Positional = tyro.conf.Positional
+TRUNCATED = tuple(name for name in ARCHITECTURES if name != "paced")
 
 
 def reproduce(
@@ -43,7 +46,7 @@ def reproduce(
 
 
 def meta_train(
-    name: Positional[Literal[tuple(DIFFERENCES)]],
+    name: Positional[Literal[TRUNCATED]],
     meta: tyro.conf.OmitArgPrefixes[MetaConfig] = MetaConfig(),  # noqa: B008
     selection: Selection = Selection(),  # noqa: B008
     *,
@@ -60,17 +63,36 @@ def meta_train(
         dataset: images to meta-train on.
     """
 
-    def line(row: dict) -> None:
-        print(
-            f"iteration {row['iteration']:6d}  loss {row['loss']:.4f}  imitation {row['imitation']:.4f}  "
-            f"gradient {row['gradient_norm']:.3f}  failed {row['failed']:.2f}  {row['seconds']:.1f} s",
-            flush=True,
-        )
-
     folder = out or Path("data") / "meta-training" / name
-    path = make_weights(name, by_truncation(name, meta, dataset), folder, selection, report=line)
-    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
+    report(make_weights(name, by_truncation(name, meta, dataset), folder, selection, line))
     return 0
+
+
+def search(
+    config: tyro.conf.OmitArgPrefixes[SearchConfig] = SearchConfig(),  # noqa: B008
+    selection: Selection = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1)),  # noqa: B008
+    *,
+    out: Path = Path("data/meta-training/paced"),
+) -> int:
+    """Search for the pace of `paced`; the same command goes on after a kill.
+
+    Args:
+        config: what the search does.
+        selection: how a snapshot is chosen afterwards.
+        out: folder of the run.
+    """
+    report(make_weights("paced", by_search("paced", config), out, selection, line))
+    return 0
+
+
+def line(row: dict) -> None:
+    """Print a row of a meta-training log."""
+    print("  ".join(f"{k} {v:.6g}" for k, v in row.items()), flush=True)
+
+
+def report(path: Path) -> None:
+    """Say where new weights are and how to ship them."""
+    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
 
 
 def data_command(action: Positional[Literal["list", "fetch", "verify"]], name: Positional[str | None] = None) -> int:
@@ -121,7 +143,13 @@ def weights(action: Positional[Literal["list", "card"]], name: Positional[str | 
     return 0
 
 
-COMMANDS = {"reproduce": reproduce, "meta-train": meta_train, "data": data_command, "weights": weights}
+COMMANDS = {
+    "reproduce": reproduce,
+    "meta-train": meta_train,
+    "search": search,
+    "data": data_command,
+    "weights": weights,
+}
 
 
 def main(args: list[str] | None = None) -> None:

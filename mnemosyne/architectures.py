@@ -7,11 +7,14 @@ from typing import NamedTuple
 
 import optax
 
-from mnemosyne.coordinate import COORDINATE, LIGHT, Rule, coordinate_rule
-from mnemosyne.optimizer import drop_in, scale_by_tensor_rms
+from mnemosyne.coordinate import COORDINATE, LIGHT, Rule, coordinate_rule, log_value
+from mnemosyne.memory import cam
+from mnemosyne.optimizer import drop_in, scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.ordinary import ordinary_rule, stacked_rule
+from mnemosyne.pace import paced
 from mnemosyne.recurrent import lstm, s4
 from mnemosyne.types import Learned
+from mnemosyne.velo import velo
 
 
 class Coordinatewise(NamedTuple):
@@ -29,10 +32,16 @@ COORDINATEWISE = {
     "coordinate": Coordinatewise(ordinary_rule(COORDINATE), optax.identity()),
     "odd": Coordinatewise(coordinate_rule(COORDINATE), scale_by_tensor_rms()),
     "light": Coordinatewise(coordinate_rule(LIGHT), scale_by_tensor_rms()),
+    "normalised": Coordinatewise(coordinate_rule(LIGHT, represent=log_value), scale_by_own_rms()),
     "lstm": Coordinatewise(stacked_rule(lstm(hidden=20), layers=2, width=20), optax.identity()),
     "s4": Coordinatewise(ordinary_rule(COORDINATE, s4(state=4)), optax.identity()),
 }
 """The paper's optimizer and its like: inputs as the paper has them, unless made odd and normalised per tensor."""
 
-ARCHITECTURES: dict[str, Learned] = {name: entry.learned for name, entry in COORDINATEWISE.items()}
+ARCHITECTURES: dict[str, Learned] = {
+    **{name: entry.learned for name, entry in COORDINATEWISE.items()},
+    "velo_lstm": velo(lstm(hidden=64)),
+    "velo_cam": velo(cam(projections=16, discount=0.1)),
+    "paced": paced(*COORDINATEWISE["normalised"]),
+}
 """Every name `pretrained` may know."""

@@ -68,6 +68,15 @@ def log_sign(g: Float[Array, "*s"], p: float) -> tuple[Float[Array, "*s 1"], Flo
     return even[..., None], odd[..., None]
 
 
+def log_value(g: Float[Array, "*s"], p: float) -> tuple[Float[Array, "*s 1"], Float[Array, "*s 1"]]:
+    """The magnitude of `log_sign` beside the gradient itself, clipped to ±3.
+
+    With a memory's average of past gradients, each divided by its own running size, Adam's step is within reach.
+    """
+    even, _ = log_sign(g, p)
+    return even, jnp.clip(g, -3.0, 3.0)[..., None]
+
+
 def layer_norm(x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
     """(x − mean x) / √(var x + 1e−5)."""
     centred = x - jnp.mean(x, axis=-1, keepdims=True)

@@ -10,7 +10,6 @@ carries each perturbation's late consequences: it is unbiased for the whole hori
 number of weights, so it suits the few that set a step's size rather than the many that set its direction.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -68,6 +67,9 @@ class Evolution(NamedTuple):
     learned: Learned
     tasks: tuple[Task, ...]
     config: EvolutionConfig
+
+    chunk = 20  # iterations compiled into one program
+    save_every = 50
 
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered, so that every window has all phases."""

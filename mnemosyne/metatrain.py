@@ -1,7 +1,8 @@
 """Run a meta-training to its end, and go on after a kill: the loop, its log, its checkpoints, its snapshots.
 
-What is run is a trainer: `truncated.Truncated` (paper App. B.1) or `evolution.Evolution` (persistent evolution
-strategies). Either is a value with `start`, `run`, `tasks` and `config`; this module knows no more of it.
+What is run is a trainer: `truncated.Truncated` (paper App. B.1), `evolution.Evolution` (persistent evolution
+strategies) or `search.Search` (whole runs). Each is a value with `start`, `run`, `tasks`, `config`, `chunk` and
+`save_every`; this module knows no more of it.
 """
 
 import json
@@ -16,26 +17,22 @@ import jax
 from mnemosyne import store
 from mnemosyne.types import Theta
 
-SAVE_EVERY = 50
-"""Iterations between snapshots of θ and checkpoints."""
-
 
 def meta_train(
     trainer: Any,
     *,
     folder: Path | None = None,
     report: Callable[[dict], None] = lambda row: None,
-    chunk: int = 20,
 ) -> tuple[Theta, list[dict]]:
     """Meta-train.
 
     Args:
-        trainer: a `Truncated` or an `Evolution`.
+        trainer: a `Truncated`, an `Evolution` or a `Search`. Its `chunk` iterations are compiled into one program,
+            and a row of the log is their mean; every `save_every` iterations, θ and a checkpoint are saved.
         folder: where `log.jsonl`, `checkpoint.safetensors` and snapshots of θ go. If it holds a checkpoint of
             the same configuration, training goes on from there, and ends in the same bits as if it had never
             stopped.
         report: called with each row of the log.
-        chunk: iterations compiled into one program; a row of the log is the mean over a chunk.
 
     Returns:
         (θ, log).
@@ -44,7 +41,7 @@ def meta_train(
         ValueError: if chunk does not divide the iterations, or the folder holds a checkpoint of another
             configuration.
     """
-    iterations = trainer.config.iterations
+    iterations, chunk = trainer.config.iterations, trainer.chunk
     if iterations % chunk:
         raise ValueError(f"chunk {chunk} does not divide iterations {iterations}")
     carry, log = trainer.start(), []
@@ -61,7 +58,7 @@ def meta_train(
         row["seconds"] = round(time.perf_counter() - began, 3)
         log.append(row)
         if folder is not None:
-            _save(folder, carry, row, last=row["iteration"] == iterations)
+            _save(folder, carry, row, row["iteration"] in (iterations, *range(0, iterations, trainer.save_every)))
         report(row)
     return carry.theta, log
 
@@ -90,10 +87,10 @@ def read_log(folder: Path) -> Iterator[dict]:
             yield json.loads(line)
 
 
-def _save(folder: Path, carry: Any, row: dict, last: bool) -> None:
+def _save(folder: Path, carry: Any, row: dict, keep: bool) -> None:
     """Append the row; now and then save θ for selection and a checkpoint to go on from."""
     with (folder / "log.jsonl").open("a") as f:
         f.write(json.dumps(row) + "\n")
-    if last or row["iteration"] % SAVE_EVERY == 0:
+    if keep:
         store.save_tree(folder / f"theta-{row['iteration']:06d}.safetensors", carry.theta)
         store.save_tree(folder / "checkpoint.safetensors", carry)

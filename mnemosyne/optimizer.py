@@ -110,6 +110,15 @@ def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.G
     return optax.GradientTransformation(init, update)
 
 
+def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
+    """Divide each tensor's gradient by its running size, then each element by its own, as Adam does.
+
+    Returns:
+        A transformation with one more number of state per parameter. Invariant to a factor on the loss.
+    """
+    return optax.chain(scale_by_tensor_rms(decay), optax.scale_by_rms(decay, eps=1e-6, bias_correction=True))
+
+
 class ScaleByRuleState(NamedTuple):
     """The rule's state for a single parameter, with a tree of arrays in the place of each array.
 

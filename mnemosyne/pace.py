@@ -6,11 +6,12 @@ multiplied, tensor by tensor, by a power law of what can be seen at the time,
 
     Δx_t = exp( wᵀ f_t + b ) · direction_t,
 
-whose nine numbers (w, b) are evolved over whole runs. The law reads as one: a weight on log t is an exponent of a
-schedule, a weight on the agreement of gradients with past steps speeds up where steps were too short.
+whose few numbers are searched for over whole runs. The law reads as one: a weight on log t is an exponent of a
+schedule; a weight on the agreement of gradients with past steps speeds up where steps were too short. One feature is
+the sum of past agreements beyond a target, an integral controller: it has no fixed range, and so finds step sizes
+that no feature at one time could tell (a hypergradient, Baydin et al. 2018, in units of angles).
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -31,31 +32,40 @@ FEATURES = (
     "decline",  # log of the running gradient size over its largest so far
     "trend",  # log of the gradient's size over 10 steps against 100
     "extent",  # log of the number of elements
+    "course",  # sum over past steps of the agreement's excess over the target
 )
 """What the law knows of a tensor. None changes when the loss is multiplied by a constant."""
 
-_RANGE = (-6.0, 4.0)  # of log pace
+_RANGE = (-6.0, 6.0)  # of log pace, and of the integral
+_GAIN = 0.02  # of the integral per step: a factor of e in 50 steps of full agreement
 
 
 class PaceState(NamedTuple):
-    """One copy of the parameters, and eight numbers per tensor."""
+    """One copy of the parameters, and seven numbers per tensor."""
 
     direction: State  # of the direction's optimizer
     count: Int[Array, ""]  # int32, steps taken
     step: Params  # tree of float32 arrays, the last update
     agreement: Params  # tree of float32 [2], running cosines over 10 and 50 steps
     size: Params  # tree of float32 [3], running gradient sizes over 10 and 100 steps, and the latter's maximum
+    course: Params  # tree of float32 scalars, the integral
     start: Params  # tree of float32 scalars, root-mean-square of each tensor at initialisation
 
 
 def pace_init(key: Array) -> Theta:
-    """A law that does nothing but decay: (1 + t)^{−1/5}, once t has passed 54."""
+    """The law before the search: a slow decay, (1 + t)^{−1/5}, and the integral."""
     del key
-    return {"w": jnp.zeros(len(FEATURES)).at[0].set(-0.8), "b": jnp.zeros(())}
+    w = jnp.zeros(len(FEATURES)).at[FEATURES.index("time")].set(-0.8).at[FEATURES.index("course")].set(1.0)
+    return {"w": w, "b": jnp.zeros(()), "target": jnp.zeros(())}
 
 
 def features(
-    t: Float[Array, ""], agreement: Float[Array, "2"], size: Float[Array, "3"], start: Float[Array, ""], like: Array
+    t: Float[Array, ""],
+    agreement: Float[Array, "2"],
+    size: Float[Array, "3"],
+    course: Float[Array, ""],
+    start: Float[Array, ""],
+    like: Array,
 ) -> Float[Array, "k"]:
     """f_t of one tensor, each of order one; see `FEATURES`."""
     short, long = size[0] / (1.0 - 0.9**t), size[1] / (1.0 - 0.99**t)
@@ -68,6 +78,7 @@ def features(
         jnp.clip(ratio(long, size[2]), -4.0, 0.0) / 2.0,
         jnp.clip(ratio(short, long), -3.0, 3.0),
         jnp.log(jnp.float32(max(like.size, 1))) / 5.0 - 1.4,
+        course,
     ]
     return jnp.stack(seen)
 
@@ -91,7 +102,7 @@ def at_pace(theta: Theta, direction: optax.GradientTransformation) -> optax.Grad
     """Multiply an optimizer's updates, tensor by tensor, by exp(wᵀ f_t + b).
 
     Args:
-        theta: {"w": [8], "b": []}, the law.
+        theta: {"w": [9], "b": [], "target": []}, the law.
         direction: any optimizer; gradients must be finite.
 
     Returns:
@@ -101,39 +112,45 @@ def at_pace(theta: Theta, direction: optax.GradientTransformation) -> optax.Grad
 
     def init(params: Params) -> PaceState:
         inner = direction.init(params)
-        numbers = lambda n: jax.tree.map(lambda _: jnp.zeros(n, jnp.float32), params)
+        numbers = lambda *shape: jax.tree.map(lambda _: jnp.zeros(shape, jnp.float32), params)
         step = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
         start = jax.tree.map(lambda p: root_mean_square(jnp.asarray(p, jnp.float32)), params)
-        return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), start)
+        return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), start)
+
+    def advance(t, g, direction, step, agreement, size, course, start):
+        """One tensor: (its update, its numbers)."""
+        agreement, size = watch(t, g, step, agreement, size)
+        excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
+        course = jnp.clip(course + _GAIN * excess, *_RANGE)
+        log_pace = features(t, agreement, size, course, start, g) @ theta["w"] + theta["b"]
+        step = jnp.exp(jnp.clip(log_pace, *_RANGE)) * direction.astype(jnp.float32)
+        return step, agreement, size, course, start
 
     def update(updates, state, params=None, **extra):
         steps, inner = direction.update(updates, state.direction, params, **extra)
         count = optax.safe_increment(state.count)
-        t = count.astype(jnp.float32)
         gradients, tree = jax.tree.flatten(updates)
-        last, agreements, sizes, starts = (tree.flatten_up_to(f) for f in state[2:])
-        seen = [watch(t, *tensor) for tensor in zip(gradients, last, agreements, sizes, strict=True)]
-        after = []
-        for (agreement, size), start, u in zip(seen, starts, jax.tree.leaves(steps), strict=True):
-            f = features(t, agreement, size, start, u)
-            after.append(jnp.exp(jnp.clip(f @ theta["w"] + theta["b"], *_RANGE)) * u.astype(jnp.float32))
-        out = tree.unflatten([a.astype(u.dtype) for a, u in zip(after, jax.tree.leaves(steps), strict=True)])
-        agreements, sizes = ([s[i] for s in seen] for i in (0, 1))
-        fields = [tree.unflatten(f) for f in (after, agreements, sizes, starts)]
-        return out, PaceState(inner, count, *fields)
+        fields = [tree.flatten_up_to(f) for f in (steps, *state[2:])]
+        advanced = [advance(count.astype(jnp.float32), *tensor) for tensor in zip(gradients, *fields, strict=True)]
+        after = [tree.unflatten([tensor[i] for tensor in advanced]) for i in range(5)]
+        return jax.tree.map(lambda u, d: u.astype(d.dtype), after[0], steps), PaceState(inner, count, *after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def paced(rule: Rule) -> Learned:
+def paced(rule: Rule, prepare: optax.GradientTransformation) -> Learned:
     """A coordinate-wise rule at a learned pace: θ = {"direction": the rule's, "pace": the law's}."""
 
     def init(key: Array) -> Theta:
         return {"direction": rule.init(key), "pace": pace_init(key)}
 
-    return Learned(init, lambda theta: optax.chain(zero_nonfinite(), at_pace(theta["pace"], drop_in(theta["direction"], rule))))
+    def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
+        direction = drop_in(theta["direction"], rule, prepare)
+        return optax.chain(zero_nonfinite(), at_pace(theta["pace"], direction))
+
+    return Learned(init, make)
 
 
-def pace_of(direction: Callable[[], optax.GradientTransformation]) -> Learned:
-    """The law alone, to be evolved over a direction that is given."""
-    return Learned(pace_init, lambda theta: optax.chain(zero_nonfinite(), at_pace(theta, direction())))
+def pace_over(direction: optax.GradientTransformation) -> Learned:
+    """The law alone, over a direction that is given."""
+    return Learned(pace_init, lambda theta: optax.chain(zero_nonfinite(), at_pace(theta, direction)))

@@ -43,7 +43,7 @@ def ratios(standing: pd.DataFrame, base: str = "Adam") -> pd.DataFrame:
 
 
 def geometric_means(ratio: pd.DataFrame) -> pd.DataFrame:
-    """exp(mean log ratio) over tasks, with a 95% interval over tasks: rows (optimizer, step, mean, low, high, worst)."""
+    """exp(mean log ratio) over tasks, with its 95% interval: rows (optimizer, step, mean, low, high, worst)."""
     summary = []
     for (optimizer, step), g in ratio.groupby(["optimizer", "step"], sort=False):
         mean, half = interval(np.log(g.ratio))

@@ -105,6 +105,9 @@ class Truncated(NamedTuple):
     tasks: tuple[Task, ...]
     config: MetaConfig
 
+    chunk = 20  # iterations compiled into one program
+    save_every = 50
+
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered so that every window has all phases."""
         key = jax.random.key(self.config.seed)

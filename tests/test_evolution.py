@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,13 +28,11 @@ CONFIG = EvolutionConfig(iterations=8, horizons=(10, 20), window=5, pairs=4, sig
 
 
 def evolution(**change):
-    from dataclasses import replace
-
     return Evolution(LOG_RATE, (bowl("flat", 1.0), bowl("steep", 2.0)), replace(CONFIG, **change))
 
 
 def test_it_finds_a_learning_rate():
-    theta, log = meta_train(evolution(iterations=60), chunk=20)
+    theta, log = meta_train(evolution(iterations=60))
     assert -2.5 < float(theta["log_rate"]) < 0.5  # the best is near −log 2, and at log 1 the steep bowl diverges
     assert log[-1]["loss"] < log[0]["loss"]
 
@@ -77,7 +77,7 @@ def test_the_mean_estimate_is_the_gradient_over_the_whole_horizon():
     def two(key):
         a, b, c = jax.random.split(key, 3)
         first, g1, _ = e.estimate(task, task.data, theta, e.fresh(task, theta, a), b)
-        second, g2, _ = e.estimate(task, task.data, theta, first, c)
+        _, g2, _ = e.estimate(task, task.data, theta, first, c)
         return g1["log_rate"] + g2["log_rate"]
 
     @jax.jit
@@ -101,10 +101,11 @@ def test_the_mean_estimate_is_the_gradient_over_the_whole_horizon():
 
 
 def test_a_lost_run_counts_as_the_worst():
-    e = evolution()
-    old = e.fresh(e.tasks[0], {"log_rate": jnp.float32(9.0)}, jax.random.key(0))
+    e, theta = evolution(), {"log_rate": jnp.float32(9.0)}
+    task = e.tasks[0]
+    old = e.fresh(task, theta, jax.random.key(0))
     for _ in range(3):
-        old, gradient, score = e.estimate(e.tasks[0], e.tasks[0].data, {"log_rate": jnp.float32(9.0)}, old, jax.random.key(1))
+        old, gradient, score = e.estimate(task, task.data, theta, old, jax.random.key(1))
     assert float(score) == CONFIG.worst
     assert float(gradient["log_rate"]) == 0.0
 

@@ -1,13 +1,20 @@
-import json
-from dataclasses import replace
-
 import jax
 import numpy as np
 import pytest
 
 from mnemosyne import store
 from mnemosyne.metatrain import meta_train, read_log
+from mnemosyne.truncated import Truncated
 from tests.test_truncated import TASKS, trainer
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short_chunks():
+    """A row of the log every two iterations, a checkpoint with each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Truncated, "chunk", 2)
+        patch.setattr(Truncated, "save_every", 2)
+        yield
 
 
 def small_run(**change):
@@ -17,7 +24,7 @@ def small_run(**change):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    theta, log = meta_train(small_run(), folder=folder, chunk=2)
+    theta, log = meta_train(small_run(), folder=folder)
     return folder, theta, log
 
 
@@ -30,9 +37,8 @@ def test_log_and_files(whole):
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (theta, saved)), strict=True))
 
 
-def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path, monkeypatch):
+def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path):
     """Checkpoint every chunk, die after two, go on: θ is bit-identical and the log has no row twice."""
-    monkeypatch.setattr("mnemosyne.metatrain.SAVE_EVERY", 2)
 
     class Killed(Exception):
         pass
@@ -42,10 +48,10 @@ def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path, monkeypatch):
             raise Killed
 
     with pytest.raises(Killed):
-        meta_train(small_run(), folder=tmp_path, report=die, chunk=2)
+        meta_train(small_run(), folder=tmp_path, report=die)
     with (tmp_path / "log.jsonl").open("a") as f:
         f.write('{"iteration": 99, "lo')  # a line that the crash cut short
-    theta, log = meta_train(small_run(), folder=tmp_path, chunk=2)
+    theta, log = meta_train(small_run(), folder=tmp_path)
     assert [row["iteration"] for row in log] == [2, 4, 6, 8]
     for a, b in zip(jax.tree.leaves(theta), jax.tree.leaves(whole[1]), strict=True):
         assert np.array_equal(a, b)
@@ -55,10 +61,10 @@ def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path, monkeypatch):
 
 def test_a_folder_of_another_run_is_refused(whole):
     with pytest.raises(ValueError, match="another configuration"):
-        meta_train(small_run(seed=1), folder=whole[0], chunk=2)
+        meta_train(small_run(seed=1), folder=whole[0])
 
 
 @pytest.mark.parametrize(("change", "message"), [({"window": 3}, "window 3"), ({"iterations": 7}, "chunk 2")])
 def test_sizes_that_do_not_divide_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        meta_train(small_run(**change), chunk=2)
+        meta_train(small_run(**change))

@@ -5,10 +5,10 @@ import optax
 import pytest
 
 from mnemosyne.coordinate import Config, coordinate_rule
-from mnemosyne.optimizer import drop_in, root_mean_square
+from mnemosyne.optimizer import drop_in, root_mean_square, scale_by_tensor_rms
 from mnemosyne.pace import FEATURES, at_pace, features, pace_init, paced, watch
 
-NOTHING = {"w": jnp.zeros(len(FEATURES)), "b": jnp.zeros(())}
+NOTHING = {"w": jnp.zeros(len(FEATURES)), "b": jnp.zeros(()), "target": jnp.zeros(())}
 PARAMS = {"w": jnp.full((4, 3), 0.5), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}
 
 
@@ -32,7 +32,7 @@ def test_a_law_of_zeros_changes_nothing():
 def test_each_weight_multiplies_by_its_feature():
     t, like = jnp.float32(9.0), jnp.zeros((5, 4))
     agreement, size, start = jnp.array([0.2, 0.1]), jnp.array([0.3, 0.05, 0.9]), jnp.float32(0.1)
-    f = np.asarray(features(t, agreement, size, start, like))
+    f = np.asarray(features(t, agreement, size, jnp.float32(0.4), start, like))
     short, long = 0.3 / (1 - 0.9**9), 0.05 / (1 - 0.99**9)
     wanted = {
         "time": np.log(10) / 4 - 1,
@@ -43,10 +43,11 @@ def test_each_weight_multiplies_by_its_feature():
         "decline": np.log(long / 0.9) / 2,
         "trend": np.log(short / long),
         "extent": np.log(20) / 5 - 1.4,
+        "course": 0.4,
     }
     assert tuple(wanted) == FEATURES
     assert np.allclose(f, list(wanted.values()), rtol=1e-4)
-    law = {"w": jnp.zeros(len(FEATURES)).at[2].set(1.0), "b": jnp.float32(-2.0)}  # e^{-2}, and e more for vectors
+    law = {**NOTHING, "w": NOTHING["w"].at[2].set(1.0), "b": jnp.float32(-2.0)}  # e^{-2}, and e more for vectors
     plain, slow = run(optax.sgd(1.0))[0], run(at_pace(law, optax.sgd(1.0)))[0]
     assert np.allclose(slow["w"], np.exp(-2) * plain["w"], rtol=1e-5)
     assert np.allclose(slow["b"], np.exp(-1) * plain["b"], rtol=1e-5)
@@ -72,7 +73,7 @@ def test_running_sizes_and_their_maximum():
 
 @pytest.mark.parametrize("factor", [1e-6, 1e6, 1e-30, 1e30])
 def test_scaling_the_loss_changes_nothing(factor):
-    law = {"w": jnp.linspace(-1.0, 1.0, len(FEATURES)), "b": jnp.zeros(())}
+    law = {**NOTHING, "w": jnp.linspace(-1.0, 1.0, len(FEATURES))}
     rule = coordinate_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
     tx = at_pace(law, drop_in(rule.init(jax.random.key(0)), rule))
     for a, b in zip(*(jax.tree.leaves(run(tx, factor=f)[0]) for f in (1.0, factor)), strict=True):
@@ -80,7 +81,7 @@ def test_scaling_the_loss_changes_nothing(factor):
 
 
 def test_the_state_holds_one_copy_of_the_parameters_and_stays_finite():
-    tx = paced(coordinate_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6)))
+    tx = paced(coordinate_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6)), scale_by_tensor_rms())
     tx = tx.make(tx.init(jax.random.key(1)))
     _, state = run(tx)
     assert jax.tree.map(jnp.shape, state[1].step) == jax.tree.map(jnp.shape, PARAMS)
@@ -98,3 +99,27 @@ def test_root_mean_square_without_overflow():
     assert np.isclose(root_mean_square(jnp.array([3e38, -3e38])), 3e38)
     assert np.isclose(root_mean_square(jnp.array([3e-30, 4e-30])), 3.5355e-30, rtol=1e-4)
     assert root_mean_square(jnp.zeros((0, 2))) == root_mean_square(jnp.zeros(3)) == 0.0
+
+
+def test_the_integral_finds_a_step_size_of_any_order():
+    """On a bowl of curvature c gradient descent wants steps near 1/c; the course takes it there from 1e-2."""
+    law = {**NOTHING, "w": NOTHING["w"].at[FEATURES.index("course")].set(1.0)}
+    for curvature in (0.1, 3.0):
+        tx, x = at_pace(law, optax.sgd(1e-2)), jnp.full(5, 1.0)
+
+        def step(carry, _, tx=tx, curvature=curvature):
+            x, state = carry
+            u, state = tx.update(curvature * x, state)
+            return (x + u, state), None
+
+        (x, state), _ = jax.jit(lambda c, step=step: jax.lax.scan(step, c, None, length=400))((x, tx.init(x)))
+        assert float(jnp.abs(x).max()) < 1e-2
+        assert 0.3 < 1e-2 * float(jnp.exp(state.course)) * curvature < 3.0
+
+
+def test_the_course_stands_still_at_the_target():
+    theta = {**NOTHING, "target": jnp.float32(5.0 * 0.1)}  # the running cosine after one step of full agreement
+    tx = at_pace(theta, optax.sgd(1.0))
+    g = jnp.ones(4)
+    _, state = tx.update(g, tx.init(g)._replace(step=-g))
+    assert np.isclose(state.course, 0.0, atol=1e-7)
