@@ -1,6 +1,6 @@
 """Mnemosyne: a learned optimizer with attention memory, and the companion to its paper.
 
-tx = mnemosyne.pretrained("coordinate")   # an optax transformation; nothing to tune
+tx = mnemosyne.pretrained()  # an optax transformation; nothing to tune
 """
 
 from mnemosyne.coordinate import Config

@@ -136,7 +136,7 @@ def weights(action: Positional[Literal["list", "card"]], name: Positional[str | 
         name: whose card.
     """
     if action == "card":
-        print(zoo.card(name or "coordinate"))
+        print(zoo.card(name or "paced"))
         return 0
     for known in zoo.available():
         print(f"{known:14s} {zoo.path_of(known).stat().st_size / 1e3:6.1f} kB")

@@ -69,7 +69,7 @@ class Evolution(NamedTuple):
     config: EvolutionConfig
 
     chunk = 20  # iterations compiled into one program
-    save_every = 50
+    save_every = 100
 
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered, so that every window has all phases."""

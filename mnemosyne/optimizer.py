@@ -1,6 +1,6 @@
 """Mnemosyne as an optax transformation (paper §3.4).
 
-    tx = mnemosyne.pretrained("coordinate")                       # optax.GradientTransformationExtraArgs
+    tx = mnemosyne.pretrained("light")  # optax.GradientTransformationExtraArgs
 
 is a chain of three parts, each of which can be swapped or used alone:
 

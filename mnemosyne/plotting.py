@@ -11,6 +11,12 @@ from mnemosyne.evaluate import interval
 COLORS = {
     "Mnemosyne": "#0b4f8a",
     "Mnemosyne light": "#5fa8d3",
+    "Mnemosyne paced": "#c2185b",
+    "LSTM": "#7a7a7a",
+    "S4": "#b39b3a",
+    "VeLO, LSTM": "#9c9c9c",
+    "VeLO, CAM": "#2b8f8a",
+    "Lion": "#b5651d",
     "Adam": "#d9822b",
     "RMSProp": "#3a8f5c",
     "SGD": "#8b5aa8",
@@ -21,9 +27,13 @@ COLORS = {
 }
 
 
+LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO")
+"""How names of optimizers begin that have no learning rate."""
+
+
 def label_of(optimizer: str, rate: float) -> str:
     """'Adam 3e-2'; an optimizer without a rate is named alone."""
-    return optimizer if optimizer.startswith("Mnemosyne") else f"{optimizer} {rate:.0e}".replace("e-0", "e-")
+    return optimizer if optimizer.startswith(LEARNED) else f"{optimizer} {rate:g}"
 
 
 def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:

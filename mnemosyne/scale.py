@@ -1,6 +1,6 @@
 """Scales: the same notebooks from a laptop's two minutes to a TPU's days, as one dataclass of sizes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,14 +15,59 @@ class Scale:
     marks: tuple[int, ...]  # steps at which runs are compared; the last is at most `steps`
     every: int  # steps between evaluations on validation data; divides every mark
     meta_iterations: int  # of a live meta-training run
-    vit_steps: int  # of a ViT's training run
+    short_steps: int  # of a training run that is costly by the step
+    pictures: tuple[str, ...]  # data sets of Fig. 3 a, b, c, as far as the scale has them
+    unseen: tuple[str, str]  # images and text that no meta-training has seen
+    every_task: int  # one in so many of the meta-test tasks is run
     draws: int  # of random projections, per seed and point of a Monte Carlo estimate
     trials: int  # of a random retrieval, per seed and cell
 
 
-QUICK = Scale("quick", "digits", 2, 3, 500, (100, 300, 500), 20, 100, 300, 20_000, 40)
-LAPTOP = Scale("laptop", "mnist", 7, 5, 5_000, (100, 300, 1_000, 5_000), 50, 1_500, 1_000, 400_000, 400)
-PAPER = Scale("paper", "mnist", 4, 10, 10_000, (100, 300, 1_000, 10_000), 50, 5_000, 5_000, 4_000_000, 4_000)
+QUICK = Scale(
+    name="quick",
+    data="digits",
+    patch=2,
+    seeds=3,
+    steps=500,
+    marks=(100, 300, 500),
+    every=20,
+    meta_iterations=100,
+    short_steps=300,
+    pictures=("digits",),
+    unseen=("digits", "synthetic"),
+    every_task=4,
+    draws=20_000,
+    trials=40,
+)
+LAPTOP = Scale(
+    name="laptop",
+    data="mnist",
+    patch=7,
+    seeds=5,
+    steps=5_000,
+    marks=(100, 200, 300, 1_000, 5_000),
+    every=50,
+    meta_iterations=300,
+    short_steps=1_000,
+    pictures=("mnist", "cifar10_15k", "cifar100_10k"),
+    unseen=("fashion_mnist", "shakespeare"),
+    every_task=1,
+    draws=400_000,
+    trials=400,
+)
+PAPER = replace(
+    LAPTOP,
+    name="paper",
+    patch=4,
+    seeds=10,
+    steps=10_000,
+    marks=(100, 200, 300, 1_000, 10_000),
+    meta_iterations=5_000,
+    short_steps=5_000,
+    pictures=("mnist", "cifar10", "cifar100"),
+    draws=4_000_000,
+    trials=4_000,
+)
 
 SCALES = {s.name: s for s in (QUICK, LAPTOP, PAPER)}
 

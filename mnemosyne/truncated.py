@@ -106,7 +106,7 @@ class Truncated(NamedTuple):
     config: MetaConfig
 
     chunk = 20  # iterations compiled into one program
-    save_every = 50
+    save_every = 100
 
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered so that every window has all phases."""

@@ -25,24 +25,26 @@ def available() -> list[str]:
     return sorted(path.stem for path in folder().glob("*.safetensors"))
 
 
-def pretrained(
-    name: str = "coordinate", step_size: optax.ScalarOrSchedule = 1.0
-) -> optax.GradientTransformationExtraArgs:
+def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer of weights that ship with the package; nothing to tune.
 
     Args:
-        name: "coordinate" (two encoders of width 16, App. B.1) or "light" (one of width 8, §5.3).
+        name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or
+            "coordinate" (the paper's: two encoders of width 16, raw gradients, App. B.1), "odd" (the same size, odd by
+            construction, normalised per tensor), "light" (one encoder of width 8, §5.3), "normalised" (the direction of
+            "paced" alone), or a rival: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for
+            `value=loss` and `horizon=steps`.
         step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs`; see `mnemosyne.mnemosyne` for what it does and raises.
+        An `optax.GradientTransformationExtraArgs`; `mnemosyne.mnemosyne` says what it does and raises.
 
     Raises:
         ValueError: an unknown name; the message suggests the nearest.
         store.StoreError: a damaged weights file.
 
     Example:
-        tx = mnemosyne.pretrained("coordinate")
+        tx = mnemosyne.pretrained()
         state = tx.init(params)
         updates, state = tx.update(grads, state)
         params = optax.apply_updates(params, updates)

@@ -43,7 +43,7 @@ def checkout(tmp_path, monkeypatch):
 def test_scales_divide():
     for scale in SCALES.values():
         assert scale.steps % scale.every == 0
-        assert scale.vit_steps % scale.every == 0
+        assert scale.short_steps % scale.every == 0
         assert all(m % scale.every == 0 and m <= scale.steps for m in scale.marks)
         assert scale.meta_iterations % 10 == 0
 
