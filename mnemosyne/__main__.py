@@ -125,7 +125,9 @@ def state(name: str) -> str:
         data.verify(name)
         return f"present; {data.SOURCES[name].licence}"
     except data.DataError:
-        return f"absent or damaged: python -m mnemosyne data fetch {name}; {data.SOURCES[name].licence}"
+        source = data.SOURCES[name]
+        remedy = f"python -m mnemosyne data fetch {name}" if source.url else "no public address; see data/README.md"
+        return f"absent or damaged: {remedy}; {source.licence}"
 
 
 def weights(action: Positional[Literal["list", "card"]], name: Positional[str | None] = None) -> int:

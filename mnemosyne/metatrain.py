@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from mnemosyne import store
 from mnemosyne.types import Theta
@@ -47,6 +48,7 @@ def meta_train(
     carry, log = trainer.start(), []
     if folder is not None:
         carry, log = _resume(folder, carry, trainer)
+    carry = jax.tree.map(jnp.copy, carry)  # a buffer that two leaves share could not be donated
     program = jax.jit(trainer.run, static_argnums=2, donate_argnums=0)
     data = tuple(t.data for t in trainer.tasks)
     for row in log:

@@ -186,9 +186,10 @@ def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict],
 def command(name: str, config: MetaConfig | SearchConfig) -> str:
     """The shell command that makes these weights: flags for what is not a default."""
     standard, chosen = asdict(type(config)()), asdict(config)
-    flags = [f"--{k.replace('_', '-')} {v}" for k, v in chosen.items() if v != standard[k]]
-    verb = "meta-train" if isinstance(config, MetaConfig) else "search"
-    return " ".join(["python -m mnemosyne", verb, name, *flags])
+    text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    flags = [f"--{k.replace('_', '-')} {text(v)}" for k, v in chosen.items() if v != standard[k]]
+    verb = f"meta-train {name}" if isinstance(config, MetaConfig) else "search"
+    return " ".join(["python -m mnemosyne", verb, *flags])
 
 
 def _table(rows: pd.DataFrame) -> list[str]:

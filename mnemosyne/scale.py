@@ -17,6 +17,7 @@ class Scale:
     meta_iterations: int  # of a live meta-training run
     short_steps: int  # of a training run that is costly by the step
     pictures: tuple[str, ...]  # data sets of Fig. 3 a, b, c, as far as the scale has them
+    known_text: str  # text of the kind that meta-training has seen, as `data` is of images
     unseen: tuple[str, str]  # images and text that no meta-training has seen
     every_task: int  # one in so many of the meta-test tasks is run
     draws: int  # of random projections, per seed and point of a Monte Carlo estimate
@@ -34,6 +35,7 @@ QUICK = Scale(
     meta_iterations=100,
     short_steps=300,
     pictures=("digits",),
+    known_text="synthetic",
     unseen=("digits", "synthetic"),
     every_task=4,
     draws=20_000,
@@ -50,6 +52,7 @@ LAPTOP = Scale(
     meta_iterations=300,
     short_steps=1_000,
     pictures=("mnist", "cifar10_15k", "cifar100_10k"),
+    known_text="wikitext2",
     unseen=("fashion_mnist", "shakespeare"),
     every_task=1,
     draws=400_000,

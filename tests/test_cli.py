@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from mnemosyne import __main__ as cli
-from mnemosyne import bench, zoo
+from mnemosyne import bench, recipes, zoo
 from mnemosyne.architectures import ARCHITECTURES
 from mnemosyne.evolution import EvolutionConfig
-from mnemosyne.tasks import sets
+from mnemosyne.tasks import sets, suite
 from mnemosyne.tasks.classify import MLPSpec
 from mnemosyne.truncated import MetaConfig
 
@@ -64,6 +64,25 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     assert "wrote" in said.out
 
 
+def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypatch):
+    few = lambda images, text: [suite.regression(3, (4,), "relu"), suite.mlp(suite.small(images, 4), (3,), "relu")]
+    monkeypatch.setattr(sets, "varied_train", few)
+    monkeypatch.setattr(sets, "varied_validation", few)
+    monkeypatch.setattr(recipes.by_search, "__defaults__", ("digits", "synthetic"))
+    args = ["search", "--out", str(tmp_path), "--iterations", "2", "--steps", "20", "--marks", "10", "20"]
+    args += ["--pairs", "2", "--selection.marks", "20", "--selection.seeds", "0"]
+    code, said = call(capsys, *args)
+    assert code == 0
+    assert "iteration 2" in said.out
+    theta, learned = zoo.load_weights(tmp_path / "paced.safetensors")
+    assert learned is ARCHITECTURES["paced"]
+    direction, _ = zoo.load_weights(zoo.path_of("normalised"))
+    assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
+    card = (tmp_path / "paced.md").read_text()
+    assert "python -m mnemosyne search --iterations 2" in card
+    assert zoo.digest("normalised") in card
+
+
 def test_meta_train_mistakes(capsys):
     code, said = call(capsys, "meta-train", "heavy")
     assert code == 2
@@ -82,9 +101,10 @@ def test_every_configuration_field_is_explained(module, config):
 
 def test_bench_measures_ratios_and_bytes():
     table = bench.bench(sizes=(1_000,), rounds=1).set_index("optimizer")
-    assert set(table.index) == {"optax.adam", "light", "coordinate"}
+    assert set(table.index) == {"optax.adam", "paced", "light", "coordinate"}
+    assert round(table["bytes/parameter"]["paced"]) == 392
     assert round(table["bytes/parameter"]["light"]) == 384
-    assert round(table["bytes/parameter"]["coordinate"]) == 2560
+    assert round(table["bytes/parameter"]["coordinate"]) == 4352
     assert table["× adam"]["optax.adam"] == 1.0
     assert (table["× copy of its state"] > 0).all()
 

@@ -113,3 +113,21 @@ def test_a_lost_run_counts_as_the_worst():
 def test_a_window_that_does_not_divide_a_horizon_is_refused():
     with pytest.raises(ValueError, match="window 5 does not divide horizon 12"):
         EvolutionConfig(horizons=(10, 12), window=5)
+
+
+def test_a_killed_evolution_ends_in_the_same_bits(tmp_path, monkeypatch):
+    monkeypatch.setattr(Evolution, "chunk", 2)
+    monkeypatch.setattr(Evolution, "save_every", 2)
+
+    class Killed(Exception):
+        pass
+
+    def die(row):
+        if row["iteration"] == 4:
+            raise Killed
+
+    whole, _ = meta_train(evolution())
+    with pytest.raises(Killed):
+        meta_train(evolution(), folder=tmp_path, report=die)
+    resumed, _ = meta_train(evolution(), folder=tmp_path)
+    assert np.array_equal(resumed["log_rate"], whole["log_rate"])
