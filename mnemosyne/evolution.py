@@ -6,7 +6,8 @@ After every window ε is drawn anew while both runs go on, and the estimate
 
     ∇_θ ≈ E[ ( Σ ε so far ) · ( L⁺ − L⁻ ) / 2σ² ]
 
-carries each perturbation's late consequences: it is unbiased for the whole horizon. Its noise grows with the
+carries each perturbation's late consequences: at a fixed θ it is unbiased for the whole horizon, for the objective
+smoothed by σ. Its noise grows with the
 number of weights, so it suits the few that set a step's size rather than the many that set its direction.
 """
 
@@ -23,7 +24,7 @@ from mnemosyne.types import Learned, Params, State, Task, Theta
 
 @dataclass(frozen=True)
 class EvolutionConfig:
-    """What evolution does. σ and the window are those of Metz et al. 2022's tasks, scaled to small optimizees."""
+    """What evolution does. Chosen by us; Metz et al. 2022 use σ = 0.01, windows of 20 and horizons of 2,000."""
 
     iterations: int = 400  # meta-steps, one window of every task each
     horizons: tuple[int, ...] = (100, 200, 400, 800, 1600)  # one is drawn whenever an optimizee starts afresh
@@ -114,13 +115,15 @@ class Evolution(NamedTuple):
         return params, state, jnp.mean(losses)
 
     def estimate(self, task: Task, data, theta: Theta, old: Pairs, key: Array) -> tuple[Pairs, Theta, Array]:
-        """One window of R pairs: (pairs after, estimate of the meta-gradient, mean objective)."""
+        """One window of R pairs: (pairs after, estimate of the meta-gradient, objectives [2 r])."""
         c = self.config
         noise_key, run_key = jax.random.split(key)
-        leaves, tree = jax.tree.flatten(theta)
+        leaves, tree = jax.tree.flatten_with_path(theta)
         keys = jax.random.split(noise_key, len(leaves))
+        # A memory's projections ω are drawn, not trained, and a state belongs to those it was written with.
+        size = [0.0 if getattr(path[-1], "key", None) == "omega" else c.sigma for path, _ in leaves]
         noise = tree.unflatten(
-            [c.sigma * jax.random.normal(k, (c.pairs, *a.shape)) for k, a in zip(keys, leaves, strict=True)]
+            [s * jax.random.normal(k, (c.pairs, *a.shape)) for s, k, (_, a) in zip(size, keys, leaves, strict=True)]
         )
         thetas = jax.tree.map(lambda a, e: jnp.stack([a + e, a - e]), theta, noise)
         over_runs = jax.vmap(lambda th, p, s, h, k: self.advance(task, data, th, p, s, h, k))
@@ -134,7 +137,7 @@ class Evolution(NamedTuple):
         weight = (score[0] - score[1]) / (2.0 * c.sigma**2 * c.pairs)
         gradient = jax.tree.map(lambda a: jnp.tensordot(weight, a, axes=1), so_far)
         after = Pairs(params, state, so_far, old.age + c.window, old.horizon, old.first)
-        return after, gradient, jnp.mean(score)
+        return after, gradient, score
 
     def iterate(self, carry: Carry, data: tuple) -> tuple[Carry, dict[str, Array]]:
         """One meta-step: renew finished optimizees, run a window of every pair, update θ."""

@@ -48,7 +48,8 @@ def meta_train(
     carry, log = trainer.start(), []
     if folder is not None:
         carry, log = _resume(folder, carry, trainer)
-    carry = jax.tree.map(jnp.copy, carry)  # a buffer that two leaves share could not be donated
+    # A buffer of its own for every leaf, since all are donated, and no weak types, which would compile twice.
+    carry = jax.tree.map(lambda a: jax.lax.convert_element_type(jnp.copy(a), a.dtype), carry)
     program = jax.jit(trainer.run, static_argnums=2, donate_argnums=0)
     data = tuple(t.data for t in trainer.tasks)
     for row in log:

@@ -114,9 +114,14 @@ def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
     """Divide each tensor's gradient by its running size, then each element by its own, as Adam does.
 
     Returns:
-        A transformation with one more number of state per parameter. Invariant to a factor on the loss.
+        A transformation with one more number of state per parameter, float32. Invariant to a factor on the loss.
+
+    Numerics: elements whose size stays below a thousandth of their tensor's are not raised to one.
     """
-    return optax.chain(scale_by_tensor_rms(decay), optax.scale_by_rms(decay, eps=1e-6, bias_correction=True))
+    own = optax.scale_by_rms(decay, eps=1e-6, bias_correction=True)
+    in_float32 = lambda params: jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
+    own_in_float32 = optax.GradientTransformation(lambda params: own.init(in_float32(params)), own.update)
+    return optax.chain(scale_by_tensor_rms(decay), own_in_float32)
 
 
 class ScaleByRuleState(NamedTuple):

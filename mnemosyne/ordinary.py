@@ -1,4 +1,4 @@
-"""The paper's own coordinate-wise rule, and the LSTM optimizer it is compared with (paper §3.4, §5).
+"""The paper's own coordinate-wise rule, and the stack of the LSTM optimizer it is compared with (paper §3.4, §5).
 
 Both feed each parameter's (log|g|, sign g) to a stack of memories, as one pattern ξ and with ordinary biases.
 `coordinate.coordinate_rule` is our odd variant of the first. What a rule remembers with is one argument.
@@ -89,7 +89,8 @@ def feedforward(theta: Theta, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
 def stacked_rule(memory: Memory, *, layers: int = 2, width: int = 20, config: Config = COORDINATE) -> Rule:
     """Build the optimizer of Andrychowicz et al. 2016: memories one upon another, then one linear unit.
 
-    With `recurrent.lstm(hidden=20)` it is theirs, two layers of 20: no embedding, no residuals, no normalisation.
+    With `recurrent.lstm(hidden=20)` it is theirs, two layers of 20 without embedding, residuals or normalisation, but
+    for a linear read-out after each layer.
 
     Args:
         memory: one layer.

@@ -8,8 +8,8 @@ multiplied, tensor by tensor, by a power law of what can be seen at the time,
 
 whose few numbers are searched for over whole runs. The law reads as one: a weight on log t is an exponent of a
 schedule; a weight on the agreement of gradients with past steps speeds up where steps were too short. One feature is
-the sum of past agreements beyond a target, an integral controller: it has no fixed range, and so finds step sizes
-that no feature at one time could tell (a hypergradient, Baydin et al. 2018, in units of angles).
+the sum of past agreements beyond a target, an integral controller: with a range of e^±6 it finds step sizes that no
+feature at one time could tell (a hypergradient, Baydin et al. 2018, in units of angles).
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ from mnemosyne.types import Learned, Params, State, Theta
 
 FEATURES = (
     "time",  # log(1 + t), centred at t = 54
-    "scale",  # log of the tensor's root-mean-square at the start
+    "scale",  # log of the tensor's root-mean-square at the start, or of all parameters' if it starts at zero
     "vector",  # 1 for biases, gains and scalars
     "agreement, 10 steps",  # running cosine of gradient and minus the step before
     "agreement, 50 steps",
@@ -49,7 +49,7 @@ class PaceState(NamedTuple):
     agreement: Params  # tree of float32 [2], running cosines over 10 and 50 steps
     size: Params  # tree of float32 [3], running gradient sizes over 10 and 100 steps, and the latter's maximum
     course: Params  # tree of float32 scalars, the integral
-    start: Params  # tree of float32 scalars, root-mean-square of each tensor at initialisation
+    start: Params  # tree of float32 scalars, see `starts`
 
 
 def pace_init(key: Array) -> Theta:
@@ -72,7 +72,7 @@ def features(
     ratio = lambda a, b: jnp.log(jnp.maximum(a, 1e-37) / jnp.maximum(b, 1e-37))
     seen = [
         jnp.log1p(t) / 4.0 - 1.0,
-        jnp.log(start + 1e-3) / 3.0 + 0.7,
+        jnp.log(jnp.maximum(start, 1e-8)) / 3.0 + 0.7,
         jnp.float32(like.ndim < 2),
         *jnp.tanh(5.0 * agreement),
         jnp.clip(ratio(long, size[2]), -4.0, 0.0) / 2.0,
@@ -81,6 +81,21 @@ def features(
         course,
     ]
     return jnp.stack(seen)
+
+
+def starts(params: Params) -> Params:
+    """The scale of each tensor: its root-mean-square, or where that is zero the one of all that is not; else 0.1."""
+    own = jax.tree.map(lambda p: root_mean_square(jnp.asarray(p, jnp.float32)), params)
+    leaves = jax.tree.leaves(own)
+    if not leaves:
+        return own
+    sizes = jnp.array([jnp.size(p) for p in jax.tree.leaves(params)], jnp.float32)
+    scales = jnp.stack(leaves)
+    largest = jnp.maximum(jnp.max(scales), 1e-30)
+    filled = jnp.sum(sizes * (scales > 0))
+    others = largest * jnp.sqrt(jnp.sum(sizes * (scales / largest) ** 2) / jnp.maximum(filled, 1.0))
+    neutral = jnp.where(filled > 0, others, 0.1)
+    return jax.tree.map(lambda s: jnp.where(s > 0, s, neutral), own)
 
 
 def watch(
@@ -114,8 +129,7 @@ def at_pace(theta: Theta, direction: optax.GradientTransformation) -> optax.Grad
         inner = direction.init(params)
         numbers = lambda *shape: jax.tree.map(lambda _: jnp.zeros(shape, jnp.float32), params)
         step = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
-        start = jax.tree.map(lambda p: root_mean_square(jnp.asarray(p, jnp.float32)), params)
-        return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), start)
+        return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), starts(params))
 
     def advance(t, g, direction, step, agreement, size, course, start):
         """One tensor: (its update, its numbers)."""

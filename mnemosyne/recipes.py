@@ -53,8 +53,9 @@ DIFFERENCES = {
     "paced": "the direction of `normalised` at a pace of its own for every tensor, a power law of nine features",
     "lstm": "two LSTM layers of 20, as Andrychowicz et al. 2016",
     "s4": "the blocks of `coordinate` with a diagonal state-space model (S4D) of four states a channel as memory",
-    "velo_lstm": "VeLO's architecture at a small size, and none of its large-scale meta-training",
-    "velo_cam": "VeLO's architecture at a small size with a CAM in its LSTM's place",
+    "velo_lstm": "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
+    "without its large-scale meta-training",
+    "velo_cam": "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
 }
 """What sets each apart, for its card."""
 
@@ -69,11 +70,12 @@ def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe
         complete=lambda theta: theta,
         validation=sets.build(sets.META_VALIDATION, images),
         about=(
-            f"- **Data**: {dataset}, training split without its 5,000 validation images; batches of 64.",
+            f"- **Data**: {dataset}, training split without its {len(images.validation.labels):,} validation images; "
+            "batches of 64.",
             f"- **Meta-training tasks**: {_list(sets.META_TRAIN)}.",
             f"- **Validation tasks**: {_list(sets.META_VALIDATION)}. No network of Fig. 3 or Fig. 10 took part.",
             f"- **Differences from the paper**: {DIFFERENCES[name]}; tasks weighed by what the expert's updates are "
-            "worth to each; expert rate and meta-rate as above (the paper: 3e-2 and 3e-4).",
+            "worth to each; expert rate and meta-rate as below (the paper: 3e-2 and 3e-4).",
         ),
     )
 
@@ -88,7 +90,7 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
         complete=lambda law: {"direction": theta, "pace": law},
         validation=validation,
         about=(
-            f"- **Data**: {images}, pooled to 7 × 7 or 16 × 16 pixels, and {text}; training splits.",
+            f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (the validation ViT sees all), and {text}.",
             f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
             f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
             "network of Fig. 3 or Fig. 10 took part.",

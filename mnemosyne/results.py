@@ -27,9 +27,9 @@ from mnemosyne.types import Task
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
-THEORY = {"explore.py", "study_capacity.py", "study_features.py", "theory.py", "trials.py"}
+THEORY = {"explore.py", "study_capacity.py", "study_features.py", "study_rivals.py", "theory.py", "trials.py"}
 
-META = {"evolution.py", "metatrain.py", "recipes.py", "students.py", "truncated.py"}
+META = {"evolution.py", "metatrain.py", "recipes.py", "search.py", "students.py", "truncated.py"}
 
 NOT_IN_TRAINING = {*PRESENTATION, *THEORY, *META, "baselines.py", "scale.py", "sets.py", "store.py", "zoo.py"}
 """Nor do these take part when a network is trained by an optimizer that is given, with rates that are given."""
@@ -102,12 +102,13 @@ class Run:
         """`evaluate.train` at this scale and with this run's seeds, once.
 
         A second call, in this process or a later one, reads what the first wrote, so a killed run goes on from
-        there. The key is the task's name and parameters' shapes, the contender and its weights, sizes and seeds, the
-        code that trains, and versions.
+        there. The key is the task's name, parameters' shapes and loss on one batch, the contender and its weights,
+        sizes and seeds, the code that trains, and versions.
         """
         shapes = jax.tree.map(lambda p: (p.shape, str(p.dtype)), jax.eval_shape(task.init, jax.random.key(0)))
+        loss = jax.jit(lambda data, key: task.loss(task.init(key), task.batch(data, key)))(task.data, jax.random.key(0))
         who = [contender.name, contender.weights, contender.rates]
-        what = [task.name, shapes, *who, steps, self.scale.every, self.seeds]
+        what = [task.name, shapes, f"{float(loss):.4g}", *who, steps, self.scale.every, self.seeds]
         key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_TRAINING)}".encode())
         path = root() / "data" / "cache" / "runs" / f"{key.hexdigest()[:24]}.csv"
         if not path.exists():

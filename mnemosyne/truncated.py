@@ -9,7 +9,7 @@ where the expert is Adam at rate η on the same, on-policy gradients. With secon
 dropped, as is usual since Andrychowicz et al. 2016, the window's meta-gradient is that of Σ_s u_s · G_s with
 G_s = Σ_{t>s} g_t. So windows are rolled out without differentiation, and then *replayed*: a coordinate-wise rule on
 a random sample of coordinates in its memory's parallel form, the same gradient in expectation at a cost that does
-not grow with the optimizee; any other learned optimizer step by step. Tasks are weighed by 1 / Σ_s |u_expert,s · G_s|,
+not grow with the optimizee; any other learned optimizer step by step. Tasks are weighed by 1 / Σ_s |u_expert,s|ᵀ |G_s|,
 each in units of its own.
 """
 

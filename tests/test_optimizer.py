@@ -27,7 +27,7 @@ def distance(params):
     return sum(float(jnp.sum((p - t) ** 2)) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True))
 
 
-ROBUST = ("light", "odd", "paced")  # odd by construction and normalised
+ROBUST = ("light", "normalised", "odd", "paced")  # odd by construction and normalised
 VELO = ("velo_cam", "velo_lstm")  # ask for the loss and the horizon
 
 
@@ -81,9 +81,11 @@ def test_extra_arguments_and_no_parameters(tx):
 
 def test_bfloat16_parameters(tx):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
-    updates, state = tx.update(gradient(params), tx.init(params), params)
+    before = tx.init(params)
+    updates, state = tx.update(gradient(params), before, params)
     assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
     assert all(s.dtype != jnp.bfloat16 for s in jax.tree.leaves(state))
+    assert jax.tree.map(lambda s: s.dtype, before) == jax.tree.map(lambda s: s.dtype, state)  # a scan asks for it
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 
 from mnemosyne.coordinate import Config, coordinate_rule
 from mnemosyne.optimizer import drop_in, root_mean_square, scale_by_tensor_rms
-from mnemosyne.pace import FEATURES, at_pace, features, pace_init, paced, watch
+from mnemosyne.pace import FEATURES, at_pace, features, pace_init, paced, starts, watch
 
 NOTHING = {"w": jnp.zeros(len(FEATURES)), "b": jnp.zeros(()), "target": jnp.zeros(())}
 PARAMS = {"w": jnp.full((4, 3), 0.5), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}
@@ -36,7 +36,7 @@ def test_each_weight_multiplies_by_its_feature():
     short, long = 0.3 / (1 - 0.9**9), 0.05 / (1 - 0.99**9)
     wanted = {
         "time": np.log(10) / 4 - 1,
-        "scale": np.log(0.101) / 3 + 0.7,
+        "scale": np.log(0.1) / 3 + 0.7,
         "vector": 0.0,
         "agreement, 10 steps": np.tanh(1.0),
         "agreement, 50 steps": np.tanh(0.5),
@@ -123,3 +123,13 @@ def test_the_course_stands_still_at_the_target():
     g = jnp.ones(4)
     _, state = tx.update(g, tx.init(g)._replace(step=-g))
     assert np.isclose(state.course, 0.0, atol=1e-7)
+
+
+def test_a_tensor_that_starts_at_zero_has_the_scale_of_the_others():
+    scales = starts(
+        {"w": jnp.full((4, 3), 0.5), "v": jnp.full((4,), 2.0), "b": jnp.zeros(7), "empty": jnp.zeros((0, 2))}
+    )
+    overall = np.sqrt((12 * 0.25 + 4 * 4.0) / 16)
+    assert np.allclose([scales[k] for k in ("w", "v", "b", "empty")], [0.5, 2.0, overall, overall])
+    assert starts({}) == {}
+    assert np.isclose(starts({"b": jnp.zeros(3)})["b"], 0.1)

@@ -64,8 +64,8 @@ def test_names_are_unique_and_the_sets_disjoint(built):
     names = [[task.name for task in tasks] for tasks in built]
     together = [name for part in names for name in part]
     assert len(set(together)) == len(together)
-    assert [len(part) for part in names] == [11, 6, 16]
-    assert max(map(len, together)) <= 30
+    assert [len(part) for part in names] == [14, 8, 16]
+    assert max(map(len, together)) <= 36
 
 
 def test_every_task_fits_colour_images_of_a_hundred_classes(text):

@@ -53,14 +53,18 @@ def build(members: Sequence, data: Dataset) -> list[Task]:
 
 
 def varied_train(images: Dataset, text: Text) -> list[Task]:
-    """Make the tasks to meta-train a robust optimizer on: eleven, of 300 to 3,200 parameters on 28×28 images."""
+    """Make the tasks to meta-train a robust optimizer on: fourteen, of 300 to 3,200 parameters on 28×28 images."""
     low = suite.small(images, 7)
     return [
         suite.mlp(low, (20,), "tanh", batch_size=32),
         suite.mlp(low, (16, 16, 16), "relu"),
         suite.mlp(low, (12,) * 6, "gelu", batch_size=32),
         suite.mlp(low, (24,), "sigmoid", batch_size=16),
+        suite.mlp(low, (20,), "silu", batch_size=2),
         suite.conv(low, (6, 8), "relu", batch_size=32),
+        suite.conv(low, (4, 6), "gelu", batch_size=4),
+        suite.reparametrised(suite.mlp(low, (16,), "silu", batch_size=32), 0.03),
+        suite.reparametrised(suite.mlp(low, (14, 14), "tanh", batch_size=32), 10.0),
         suite.autoencoder(low, (16, 6, 16), "tanh", batch_size=32),
         suite.recurrent(text, hidden=12, embedding=8, length=16),
         suite.attentive(text, layers=1, heads=2, hidden=12, mlp=24, length=16),
@@ -75,6 +79,8 @@ def varied_validation(images: Dataset, text: Text) -> list[Task]:
     return [
         suite.mlp(low, (28,), "silu"),
         suite.mlp(low, (14,) * 4, "tanh"),
+        suite.mlp(low, (16,), "relu", batch_size=3),
+        suite.reparametrised(suite.mlp(low, (20,), "gelu"), 0.1),
         suite.conv(low, (8, 12), "gelu"),
         suite.vit(tiled, layers=2, heads=2, hidden=8, head_dim=4, mlp=16, batch_size=32),
         suite.recurrent(text, hidden=16, embedding=8, length=24, batch_size=24),

@@ -165,8 +165,8 @@ def scaled(task: Task, factor: float) -> Task:
 def reparametrised(task: Task, factor: float) -> Task:
     """Store every tensor of two or more axes multiplied by a factor; the network sees it divided again.
 
-    The functions that can be represented stay the same; the best learning rate of these tensors grows by the
-    factor, that of biases stays.
+    The functions that can be represented stay the same; the best step of these tensors is multiplied by the factor,
+    that of biases stays.
     """
 
     def units(params, by: float):
