@@ -125,7 +125,7 @@ class Evolution(NamedTuple):
         noise = tree.unflatten(
             [s * jax.random.normal(k, (c.pairs, *a.shape)) for s, k, (_, a) in zip(size, keys, leaves, strict=True)]
         )
-        thetas = jax.tree.map(lambda a, e: jnp.stack([a + e, a - e]), theta, noise)
+        thetas = jax.tree.map(lambda a, e: jnp.stack([a[None] + e, a[None] - e]), theta, noise)
         over_runs = jax.vmap(lambda th, p, s, h, k: self.advance(task, data, th, p, s, h, k))
         params, state, loss = jax.vmap(over_runs, in_axes=(0, 0, 0, None, None))(
             thetas, old.params, old.state, old.horizon, jax.random.split(run_key, c.pairs)

@@ -37,7 +37,7 @@ QUICK = Scale(
     pictures=("digits",),
     known_text="synthetic",
     unseen=("digits", "synthetic"),
-    every_task=4,
+    every_task=5,
     draws=20_000,
     trials=40,
 )
