@@ -33,7 +33,9 @@ LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO")
 
 def label_of(optimizer: str, rate: float) -> str:
     """'Adam 3e-2'; an optimizer without a rate is named alone."""
-    return optimizer if optimizer.startswith(LEARNED) else f"{optimizer} {rate:g}"
+    if optimizer.startswith(LEARNED):
+        return optimizer
+    return f"{optimizer} {rate:g}" if rate >= 1 else f"{optimizer} {rate:.0e}".replace("e-0", "e-")
 
 
 def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:

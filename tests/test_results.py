@@ -4,6 +4,7 @@ import json
 import os
 import stat
 
+import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import nbformat
 import numpy as np
@@ -77,7 +78,7 @@ def test_runs_are_computed_once(checkout, monkeypatch):
     monkeypatch.setattr(results, "train", train)
     run, task, adam = (
         open_run("01_good"),
-        Task("t", None, lambda key: key, None, None, None),
+        Task("t", jnp.ones(2), lambda key: jnp.ones(3), lambda d, key: d, lambda p, b: p.sum() * b.sum(), None),
         Contender("Adam", None, (0.1, 0.01)),
     )
     first, second = run.train(task, adam, 40), run.train(task, adam, 40)
@@ -88,9 +89,10 @@ def test_runs_are_computed_once(checkout, monkeypatch):
     for other in (adam._replace(rates=(0.1,)), adam._replace(weights="other"), adam._replace(name="B")):
         run.train(task, other, 40)
     run.train(task, adam, 60)
-    run.train(task._replace(init=lambda key: {"w": key}), adam, 40)  # another network by the same name
+    run.train(task._replace(init=lambda key: jnp.ones(4)), adam, 40)  # another network by the same name
+    run.train(task._replace(data=jnp.ones(2) / 3), adam, 40)  # other data
     open_run("01_good", "quick", 1).train(task, adam, 40)
-    assert len(calls) == 7
+    assert len(calls) == 8
     assert calls[-1][2] == (1000, 1001, 1002)
 
 
