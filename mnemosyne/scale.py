@@ -33,11 +33,11 @@ QUICK = Scale(
     marks=(100, 300, 500),
     every=20,
     meta_iterations=100,
-    short_steps=300,
+    short_steps=500,
     pictures=("digits",),
     known_text="synthetic",
     unseen=("digits", "synthetic"),
-    every_task=5,
+    every_task=7,
     draws=20_000,
     trials=40,
 )
