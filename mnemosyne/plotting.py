@@ -27,6 +27,16 @@ COLORS = {
 }
 
 
+def _label_between_decades(ax: Axes) -> None:
+    """Label 2, 3 and 5 between the powers of ten of a logarithmic y-axis, if it spans fewer than three."""
+
+    def label(x: float, _) -> str:
+        low, high = ax.get_ylim()
+        return f"{x:.1g}" if high < 1000 * low and f"{x:.0e}"[0] in "235" else ""
+
+    ax.yaxis.set_minor_formatter(label)
+
+
 LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO")
 """How names of optimizers begin that have no learning rate."""
 
@@ -50,7 +60,7 @@ def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         ax.fill_between(values.index, low, mean + half, color=style["color"], alpha=0.15, lw=0)
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter("{x:.3g}")
-    ax.yaxis.set_minor_formatter(lambda x, _: f"{x:.1g}" if f"{x:.0e}"[0] in "235" else "")
+    _label_between_decades(ax)
     ax.set_xlabel("step")
 
 
@@ -79,7 +89,7 @@ def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     ax.set_yscale("log")
     ax.set_xlabel("learning rate")
     ax.yaxis.set_major_formatter("{x:.3g}")
-    ax.yaxis.set_minor_formatter(lambda x, _: f"{x:.1g}" if f"{x:.0e}"[0] in "235" else "")
+    _label_between_decades(ax)
 
 
 def meta_curve(ax: Axes, log: pd.DataFrame, column: str = "loss", label: str | None = None) -> None:
