@@ -8,7 +8,7 @@ import tyro
 
 from mnemosyne import zoo
 from mnemosyne.architectures import ARCHITECTURES
-from mnemosyne.recipes import Selection, by_search, by_truncation, make_weights
+from mnemosyne.recipes import SEARCHED, Selection, by_search, by_truncation, make_weights
 from mnemosyne.search import SearchConfig
 from mnemosyne.store import StoreError
 from mnemosyne.tasks import data
@@ -70,7 +70,7 @@ def meta_train(
 
 def search(
     config: tyro.conf.OmitArgPrefixes[SearchConfig] = SearchConfig(),  # noqa: B008
-    selection: Selection = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1)),  # noqa: B008
+    selection: Selection = SEARCHED,
     *,
     out: Path = Path("data/meta-training/paced"),
 ) -> int:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from mnemosyne.metatrain import check_positive, meta_adam
 from mnemosyne.types import Learned, Params, State, Task, Theta
 
 
@@ -37,6 +38,7 @@ class EvolutionConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_positive(self, "iterations", "window", "pairs")
         for horizon in self.horizons:
             if horizon % self.window:
                 raise ValueError(f"window {self.window} does not divide horizon {horizon}")
@@ -81,12 +83,7 @@ class Evolution(NamedTuple):
             fresh = self.fresh(task, theta, jax.random.fold_in(key, 2 + i))
             turn = (i + jnp.arange(self.config.pairs)) * self.config.window
             pairs.append(fresh._replace(age=turn % fresh.horizon))
-        return Carry(theta, self.meta_optimizer().init(theta), tuple(pairs), jnp.zeros((), jnp.int32))
-
-    def meta_optimizer(self) -> optax.GradientTransformation:
-        c = self.config
-        rate = optax.cosine_decay_schedule(c.learning_rate, max(c.iterations, 1), alpha=0.1)
-        return optax.chain(optax.clip_by_global_norm(c.clip), optax.adam(rate))
+        return Carry(theta, meta_adam(self.config).init(theta), tuple(pairs), jnp.zeros((), jnp.int32))
 
     def fresh(self, task: Task, theta: Theta, key: Array) -> Pairs:
         """R new pairs: both runs of one start from the same parameters."""
@@ -153,18 +150,13 @@ class Evolution(NamedTuple):
             scores.append(score)
         gradient = jax.tree.map(lambda *a: sum(a) / len(a), *gradients)
         norm = optax.global_norm(gradient)
-        update, meta = self.meta_optimizer().update(gradient, carry.meta, carry.theta)
+        update, meta = meta_adam(self.config).update(gradient, carry.meta, carry.theta)
         measured = {
             "loss": jnp.mean(jnp.stack(scores)),
             "gradient_norm": norm,
             "failed": jnp.mean(jnp.stack(scores) >= self.config.worst),
         }
         return Carry(optax.apply_updates(carry.theta, update), meta, tuple(pairs), carry.iteration + 1), measured
-
-    def run(self, carry: Carry, data: tuple, n: int) -> tuple[Carry, dict[str, Array]]:
-        """n meta-steps in one program; measurements are their means."""
-        carry, measured = jax.lax.scan(lambda c, _: self.iterate(c, data), carry, None, length=n)
-        return carry, jax.tree.map(jnp.mean, measured)
 
 
 def renew(old: Pairs, fresh: Pairs, over: Array) -> Pairs:

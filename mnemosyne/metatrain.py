@@ -1,7 +1,7 @@
 """Run a meta-training to its end, and go on after a kill: the loop, its log, its checkpoints, its snapshots.
 
 What is run is a trainer: `truncated.Truncated` (paper App. B.1), `evolution.Evolution` (persistent evolution
-strategies) or `search.Search` (whole runs). Each is a value with `start`, `run`, `tasks`, `config`, `chunk` and
+strategies) or `search.Search` (whole runs). Each is a value with `start`, `iterate`, `tasks`, `config`, `chunk` and
 `save_every`; this module knows no more of it.
 """
 
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from mnemosyne import store
 from mnemosyne.types import Theta
@@ -39,24 +40,24 @@ def meta_train(
         (θ, log).
 
     Raises:
-        ValueError: if chunk does not divide the iterations, or the folder holds a checkpoint of another
-            configuration.
+        ValueError: if the trainer's chunk does not divide the iterations, or the folder holds a checkpoint of
+            another configuration.
     """
     iterations, chunk = trainer.config.iterations, trainer.chunk
     if iterations % chunk:
-        raise ValueError(f"chunk {chunk} does not divide iterations {iterations}")
+        raise ValueError(f"iterations must be a multiple of {chunk}, got {iterations}")
     carry, log = trainer.start(), []
     if folder is not None:
         carry, log = _resume(folder, carry, trainer)
     # A buffer of its own for every leaf, since all are donated, and no weak types, which would compile twice.
     carry = jax.tree.map(lambda a: jax.lax.convert_element_type(jnp.copy(a), a.dtype), carry)
-    program = jax.jit(trainer.run, static_argnums=2, donate_argnums=0)
+    program = jax.jit(lambda carry, data: _iterate(trainer, carry, data), donate_argnums=0)
     data = tuple(t.data for t in trainer.tasks)
     for row in log:
         report(row)
     while int(carry.iteration) < iterations:
         began = time.perf_counter()
-        carry, measured = program(carry, data, chunk)
+        carry, measured = program(carry, data)
         row = {"iteration": int(carry.iteration), **{k: float(v) for k, v in measured.items()}}
         row["seconds"] = round(time.perf_counter() - began, 3)
         log.append(row)
@@ -66,9 +67,30 @@ def meta_train(
     return carry.theta, log
 
 
+def check_positive(config: Any, *names: str) -> None:
+    """Raise a ValueError unless these fields of a configuration are at least one."""
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
+
+
+def meta_adam(config: Any) -> optax.GradientTransformation:
+    """Adam on θ with a clipped gradient: `config`'s learning_rate, cosine-decayed to a tenth over its iterations."""
+    rate = optax.cosine_decay_schedule(config.learning_rate, max(config.iterations, 1), alpha=0.1)
+    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
+
+
+def _iterate(trainer: Any, carry: Any, data: tuple) -> tuple[Any, dict]:
+    """A chunk of meta-steps in one program; measurements are their means."""
+    carry, measured = jax.lax.scan(lambda c, _: trainer.iterate(c, data), carry, None, length=trainer.chunk)
+    return carry, jax.tree.map(jnp.mean, measured)
+
+
 def _resume(folder: Path, start: Any, trainer: Any) -> tuple[Any, list[dict]]:
     folder.mkdir(parents=True, exist_ok=True)
-    identity = json.dumps({"config": asdict(trainer.config), "tasks": [t.name for t in trainer.tasks]}, indent=1)
+    shapes = dict(zip(store.names(start.theta), (list(a.shape) for a in jax.tree.leaves(start.theta)), strict=True))
+    about = {"trainer": type(trainer).__name__, "config": asdict(trainer.config), "theta": shapes}
+    identity = json.dumps({**about, "tasks": [t.name for t in trainer.tasks]}, indent=1)
     note = folder / "config.json"
     if note.exists() and note.read_text() != identity:
         raise ValueError(f"{folder} holds a run of another configuration: {note}. Choose another folder.")

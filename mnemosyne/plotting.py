@@ -11,6 +11,7 @@ from mnemosyne.evaluate import interval
 COLORS = {
     "Mnemosyne": "#0b4f8a",
     "Mnemosyne light": "#5fa8d3",
+    "Mnemosyne odd": "#0b4f8a",
     "Mnemosyne paced": "#c2185b",
     "LSTM": "#7a7a7a",
     "S4": "#b39b3a",

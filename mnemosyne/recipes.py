@@ -34,6 +34,7 @@ class Recipe(NamedTuple):
     complete: Callable[[Theta], Theta]  # what is trained → all weights of the architecture
     validation: list[Task]  # what snapshots are compared on
     about: tuple[str, ...]  # lines of the card: data, tasks, differences from the paper
+    options: tuple[str, ...] = ()  # of the command, besides those of the trainer and the selection
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Selection:
     seeds: tuple[int, ...] = (0,)
     snapshots: int = 8  # the last so many
 
+
+SEARCHED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
+"""How a snapshot of a search is chosen."""
 
 DIFFERENCES = {
     "coordinate": "the paper's inputs, blocks and horizons",
@@ -77,6 +81,7 @@ def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe
             f"- **Differences from the paper**: {DIFFERENCES[name]}; tasks weighed by what the expert's updates are "
             "worth to each; expert rate and meta-rate as below (the paper: 3e-2 and 3e-4).",
         ),
+        options=() if dataset == "mnist" else (f"--dataset {dataset}",),
     )
 
 
@@ -90,7 +95,7 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
         complete=lambda law: {"direction": theta, "pace": law},
         validation=validation,
         about=(
-            f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViT), and {text}.",
+            f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViTs), and {text}.",
             f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
             f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
             "network of Fig. 3 or Fig. 10 took part.",
@@ -159,7 +164,7 @@ def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict],
     lines = [
         f"# {name}",
         "",
-        f"- **Command**: `{command(name, config)}`",
+        f"- **Command**: `{command(name, recipe, selection)}`",
         *recipe.about,
         f"- **Meta-training**: {type(recipe.trainer).__name__}, `{json.dumps(asdict(config))}`",
         f"- **Snapshot**: iteration {int(best.iteration)}, chosen among the last {len(tried)} by mean log training "
@@ -185,13 +190,20 @@ def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict],
     return "\n".join(lines)
 
 
-def command(name: str, config: MetaConfig | SearchConfig) -> str:
+def command(name: str, recipe: Recipe, selection: Selection) -> str:
     """The shell command that makes these weights: flags for what is not a default."""
-    standard, chosen = asdict(type(config)()), asdict(config)
+    config = recipe.trainer.config
+    searched = isinstance(config, SearchConfig)
+    words = [f"python -m mnemosyne {'search' if searched else f'meta-train {name}'}", *recipe.options]
+    words += flags(config, type(config)())
+    return " ".join(words + flags(selection, SEARCHED if searched else Selection(), "selection."))
+
+
+def flags(chosen: Any, standard: Any, prefix: str = "") -> list[str]:
+    """Command-line flags for the fields of a configuration that differ from a standard one."""
     text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
-    flags = [f"--{k.replace('_', '-')} {text(v)}" for k, v in chosen.items() if v != standard[k]]
-    verb = f"meta-train {name}" if isinstance(config, MetaConfig) else "search"
-    return " ".join(["python -m mnemosyne", verb, *flags])
+    pairs = [(k, v) for k, v in asdict(chosen).items() if v != asdict(standard)[k]]
+    return [f"--{prefix}{k.replace('_', '-')} {text(v)}" for k, v in pairs]
 
 
 def _table(rows: pd.DataFrame) -> list[str]:

@@ -15,6 +15,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from mnemosyne.metatrain import check_positive
 from mnemosyne.types import Learned, Task, Theta
 
 
@@ -22,7 +23,7 @@ from mnemosyne.types import Learned, Task, Theta
 class SearchConfig:
     """What the search does."""
 
-    iterations: int = 20  # generations
+    iterations: int = 30  # generations
     steps: int = 1000  # length of a run
     marks: tuple[int, ...] = (50, 100, 200, 400, 700, 1000)  # losses count over the last quarter before each
     pairs: int = 8  # antithetic pairs of candidates a generation
@@ -32,6 +33,7 @@ class SearchConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_positive(self, "iterations", "steps", "pairs")
         if max(self.marks) > self.steps or min(self.marks) < 4:
             raise ValueError(f"marks {self.marks} must lie between 4 and the {self.steps} steps of a run")
 
@@ -96,11 +98,6 @@ class Search(NamedTuple):
         measured["failed"] = jnp.mean(~jnp.isfinite(found))
         return Carry(unravel(centre), unravel(spread), carry.iteration + 1), measured
 
-    def run(self, carry: Carry, data: tuple, n: int) -> tuple[Carry, dict[str, Array]]:
-        """n generations in one program; measurements are their means."""
-        carry, measured = jax.lax.scan(lambda c, _: self.iterate(c, data), carry, None, length=n)
-        return carry, jax.tree.map(jnp.mean, measured)
-
 
 def fitness_of(found: Float[Array, "tasks n marks"], bound: float) -> Float[Array, "n"]:
     """Mean log-loss of each candidate, each task and mark counted relative to the candidates' median, within ±bound."""
@@ -112,6 +109,8 @@ def fitness_of(found: Float[Array, "tasks n marks"], bound: float) -> Float[Arra
 def utilities(fitness: Float[Array, "n"]) -> Float[Array, "n"]:
     """Weights of the candidates by rank, the better half positive before their mean is taken off."""
     n = fitness.shape[0]
-    rank = jnp.argsort(jnp.argsort(fitness)) + 1.0  # 1 is the best
+    below = jnp.sum(fitness[None, :] < fitness[:, None], axis=1)
+    equal = jnp.sum(fitness[None, :] == fitness[:, None], axis=1)
+    rank = below + (equal + 1.0) / 2.0  # 1 is the best; equal ones share the mean of their ranks
     weight = jnp.maximum(0.0, jnp.log(n / 2 + 1.0) - jnp.log(rank))
     return weight / jnp.sum(weight) - 1.0 / n

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from mnemosyne.evaluate import best_rates, interval
+from mnemosyne.plotting import LEARNED
 
 
 def standings(rows: pd.DataFrame, marks: Sequence[int], column: str = "train_loss") -> pd.DataFrame:
@@ -31,6 +32,16 @@ def standings(rows: pd.DataFrame, marks: Sequence[int], column: str = "train_los
             found = {"task": task, "step": mark, "optimizer": optimizer, "rate": rate, "loss": mean, "half": half}
             summary.append(found | {"seeds": len(g), "edge": edge})
     return pd.DataFrame(summary)
+
+
+def shown(standing: pd.DataFrame) -> pd.Series:
+    """'loss ± half (rate)' for a table; the rate is left out of the learned, 'edge' is added where it is one."""
+
+    def text(r) -> str:
+        rate = "" if r.optimizer.startswith(LEARNED) else f"  ({r.rate:g}{', edge' if r.edge else ''})"
+        return f"{r.loss:.3f} ± {r.half:.3f}{rate}"
+
+    return pd.Series([text(r) for r in standing.itertuples()], standing.index)
 
 
 def ratios(standing: pd.DataFrame, base: str = "Adam") -> pd.DataFrame:

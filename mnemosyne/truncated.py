@@ -24,6 +24,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
+from mnemosyne.metatrain import check_positive, meta_adam
 from mnemosyne.types import State, Task, Theta
 
 
@@ -46,6 +47,7 @@ class MetaConfig:
     seed: int = 0
 
     def __post_init__(self):
+        check_positive(self, "iterations", "horizon", "window", "replicas", "coordinates")
         if self.horizon % self.window:
             raise ValueError(f"window {self.window} does not divide horizon {self.horizon}")
 
@@ -118,12 +120,7 @@ class Truncated(NamedTuple):
             fresh = self.fresh(task, jax.random.fold_in(key, 2 + i))
             turn = (np.arange(self.config.replicas) + i) % windows
             slots.append(fresh._replace(age=jnp.asarray(turn * self.config.window, jnp.int32)))
-        return Carry(theta, self.meta_optimizer().init(theta), tuple(slots), jnp.zeros((), jnp.int32))
-
-    def meta_optimizer(self) -> optax.GradientTransformation:
-        c = self.config
-        rate = optax.cosine_decay_schedule(c.learning_rate, max(c.iterations, 1), alpha=0.1)
-        return optax.chain(optax.clip_by_global_norm(c.clip), optax.adam(rate))
+        return Carry(theta, meta_adam(self.config).init(theta), tuple(slots), jnp.zeros((), jnp.int32))
 
     def fresh(self, task: Task, key: Array) -> Slots:
         """R new replicas of a task, with new random scales."""
@@ -214,7 +211,7 @@ class Truncated(NamedTuple):
         # A meta-gradient that is not finite teaches nothing; it is skipped and shows as `skipped`.
         usable = jnp.isfinite(norm)
         gradient = jax.tree.map(lambda g: jnp.where(usable, g, 0.0), gradient)
-        update, meta = self.meta_optimizer().update(gradient, carry.meta, carry.theta)
+        update, meta = meta_adam(c).update(gradient, carry.meta, carry.theta)
         theta = optax.apply_updates(carry.theta, update)
         measured = {
             "loss": jnp.mean(jnp.stack([jnp.mean(r.losses) for r in rollouts])),
@@ -224,11 +221,6 @@ class Truncated(NamedTuple):
             "skipped": 1.0 - usable.astype(jnp.float32),
         }
         return Carry(theta, meta, tuple(slots), carry.iteration + 1), measured
-
-    def run(self, carry: Carry, data: tuple, n: int) -> tuple[Carry, dict[str, Array]]:
-        """n meta-steps in one program; measurements are their means."""
-        carry, measured = jax.lax.scan(lambda c, _: self.iterate(c, data), carry, None, length=n)
-        return carry, jax.tree.map(jnp.mean, measured)
 
 
 def unraveler(task: Task) -> Callable:

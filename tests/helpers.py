@@ -1,6 +1,60 @@
-"""Slow, obvious references, in float64 NumPy loops."""
+"""What several tests share: checks of a contract, and slow, obvious references in float64 NumPy loops."""
 
+import jax
 import numpy as np
+import pytest
+
+from mnemosyne.metatrain import meta_train
+
+
+def sequence(seed, t, *shape):
+    """Normal numbers, [t *shape]."""
+    return jax.random.normal(jax.random.key(seed), (t, *shape))
+
+
+def run_memory(memory, theta, state, address, content):
+    """Step by step, in one compiled loop: (state, outputs [t …])."""
+    return jax.jit(lambda *args: jax.lax.scan(lambda s, x: memory.step(theta, s, *x), *args))(state, (address, content))
+
+
+def check_window(memory, shape, past, t, sizes=(6, 4, 5), rtol=1e-5, atol=1e-5):
+    """A window of t steps, begun after `past` others, is the recurrence step by step."""
+    address_dim, content_dim, out_dim = sizes
+    theta = memory.init(jax.random.key(0), *sizes)
+    address, content = sequence(1, past + t, *shape, address_dim), sequence(2, past + t, *shape, content_dim)
+    empty = memory.state(shape, address_dim, content_dim)
+    state, _ = run_memory(memory, theta, empty, address[:past], content[:past])
+    _, step_by_step = run_memory(memory, theta, state, address[past:], content[past:])
+    at_once = jax.jit(memory.window)(theta, state, address[past:], content[past:])
+    assert at_once.shape == (t, *shape, out_dim)
+    assert np.allclose(at_once, step_by_step, rtol=rtol, atol=atol)
+
+
+def check_resumed(trainer, folder, die_at):
+    """A meta-training killed when it reports `die_at`, then run again, ends as one that was left alone.
+
+    Returns:
+        (θ, log) of the latter.
+    """
+
+    class Killed(Exception):
+        pass
+
+    def die(row):
+        if row["iteration"] == die_at:
+            raise Killed
+
+    whole = meta_train(trainer)
+    with pytest.raises(Killed):
+        meta_train(trainer, folder=folder, report=die)
+    with (folder / "log.jsonl").open("a") as f:
+        f.write('{"iteration": 99, "lo')  # a line that the crash cut short
+    resumed = meta_train(trainer, folder=folder)
+    for a, b in zip(jax.tree.leaves(resumed[0]), jax.tree.leaves(whole[0]), strict=True):
+        assert np.array_equal(a, b)
+    timeless = lambda log: [{k: v for k, v in row.items() if k != "seconds"} for row in log]
+    assert timeless(resumed[1]) == timeless(whole[1])
+    return whole
 
 
 def exact_kernel(x, y):

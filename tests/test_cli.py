@@ -56,6 +56,10 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     assert np.isfinite(theta["head"]["out"]).all()
     card = (tmp_path / "light.md").read_text()
     assert '"iterations": 20' in card
+    command = card.split("`")[1].split()  # the card's own command is the one that was given, but for the folder
+    assert command[:4] == ["python", "-m", "mnemosyne", "meta-train"]
+    given = args[: args.index("--out")] + args[args.index("--out") + 2 :]
+    assert sorted(command[3:]) == sorted(given)
     assert "mlp 4 relu on images pooled by 2" in card
     assert json.loads((tmp_path / "config.json").read_text())["config"]["coordinates"] == 8
     assert (tmp_path / "light.csv").read_text().startswith("iteration,")
@@ -79,7 +83,8 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     direction, _ = zoo.load_weights(zoo.path_of("normalised"))
     assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
     card = (tmp_path / "paced.md").read_text()
-    assert "python -m mnemosyne search --iterations 2" in card
+    command = card.split("`")[1].split()
+    assert sorted(command[3:]) == sorted(["search", *args[3:]])
     assert zoo.digest("normalised") in card
 
 

@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from mnemosyne.coordinate import Config, coordinate_rule
-from mnemosyne.evolution import Evolution, EvolutionConfig
+from mnemosyne.evolution import Evolution, EvolutionConfig, renew
 from mnemosyne.metatrain import meta_train
 from mnemosyne.optimizer import drop_in
 from mnemosyne.types import Learned, Task
+from tests.helpers import check_resumed
 
 
 def bowl(name, steepness):
@@ -60,14 +61,34 @@ def test_one_window_is_the_antithetic_estimate():
 def test_perturbations_add_up_until_a_run_is_over():
     e = evolution(horizons=(10,))
     step = jax.jit(lambda c: e.iterate(c, tuple(t.data for t in e.tasks))[0])
-    carry = e.start()
-    sizes, ages = [], []
+    carry, ages = e.start(), []
     for _ in range(3):
         carry = step(carry)
         ages.append([int(a) for a in carry.pairs[0].age])
-        sizes.append(np.abs(np.asarray(carry.pairs[0].perturbation["log_rate"])))
     assert ages == [[5, 10, 5, 10], [10, 5, 10, 5], [5, 10, 5, 10]]
-    assert (sizes[1] != sizes[0]).all()
+    # A pair in its second window has two perturbations added up, one in its first has the latest alone.
+    task, theta = e.tasks[0], {"log_rate": jnp.float32(-2.0)}
+    first, _, _ = e.estimate(task, task.data, theta, e.fresh(task, theta, jax.random.key(0)), jax.random.key(1))
+    later = lambda old: np.asarray(
+        e.estimate(task, task.data, theta, old, jax.random.key(2))[0].perturbation["log_rate"]
+    )
+    alone = later(e.fresh(task, theta, jax.random.key(0)))
+    assert np.allclose(later(first), np.asarray(first.perturbation["log_rate"]) + alone, atol=1e-6)
+
+
+def test_what_is_over_starts_anew():
+    e = evolution()
+    theta, task = {"log_rate": jnp.float32(-2.0)}, e.tasks[0]
+    old, fresh = (e.fresh(task, theta, jax.random.key(i)) for i in (0, 1))
+    over = jnp.array([True, False, True, False])
+    mixed = renew(old, fresh, over)
+    for field in mixed._fields:
+        pair_axis = 1 if field in ("params", "state") else 0
+        now, new, was = (jax.tree.leaves(getattr(pairs, field)) for pairs in (mixed, fresh, old))
+        for a, b, c in zip(now, new, was, strict=True):
+            assert np.array_equal(np.take(a, [0, 2], pair_axis), np.take(b, [0, 2], pair_axis))
+            assert np.array_equal(np.take(a, [1, 3], pair_axis), np.take(c, [1, 3], pair_axis))
+    assert not np.array_equal(fresh.params["x"][:, 0], old.params["x"][:, 0])
 
 
 def test_the_mean_estimate_is_the_gradient_over_the_whole_horizon():
@@ -120,19 +141,7 @@ def test_a_window_that_does_not_divide_a_horizon_is_refused():
 def test_a_killed_evolution_ends_in_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(Evolution, "chunk", 2)
     monkeypatch.setattr(Evolution, "save_every", 2)
-
-    class Killed(Exception):
-        pass
-
-    def die(row):
-        if row["iteration"] == 4:
-            raise Killed
-
-    whole, _ = meta_train(evolution())
-    with pytest.raises(Killed):
-        meta_train(evolution(), folder=tmp_path, report=die)
-    resumed, _ = meta_train(evolution(), folder=tmp_path)
-    assert np.array_equal(resumed["log_rate"], whole["log_rate"])
+    check_resumed(evolution(), tmp_path, die_at=4)
 
 
 def test_projections_are_neither_perturbed_nor_trained():

@@ -9,7 +9,7 @@ from mnemosyne.coordinate import LIGHT, coordinate_rule
 from mnemosyne.features import favor_plus_plus, hyperbolic_plus_plus, positive, relu, square
 from mnemosyne.memories import attention, thick_cam
 from mnemosyne.memory import CHUNK, cam, queries_and_keys
-from tests.helpers import causal_softmax_attention
+from tests.helpers import causal_softmax_attention, check_window, run_memory, sequence
 
 MEMORIES = {
     "cam": cam(projections=8),
@@ -29,32 +29,14 @@ def memory(request):
     return MEMORIES[request.param]
 
 
-def sequence(seed, t, *shape):
-    return jax.random.normal(jax.random.key(seed), (t, *shape))
-
-
-def run(memory, theta, state, address, content):
-    return jax.lax.scan(lambda s, x: memory.step(theta, s, *x), state, (address, content))
-
-
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)])
 @pytest.mark.parametrize("past", [0, 7])
 def test_window_equals_recurrence(memory, shape, past):
-    theta = memory.init(jax.random.key(0), 6, 4, 5)
-    address, content = sequence(1, past + 9, *shape, 6), sequence(2, past + 9, *shape, 4)
-    state, _ = run(memory, theta, memory.state(shape, 6, 4), address[:past], content[:past])
-    _, step_by_step = run(memory, theta, state, address[past:], content[past:])
-    at_once = memory.window(theta, state, address[past:], content[past:])
-    assert at_once.shape == (9, *shape, 5)
-    assert np.allclose(at_once, step_by_step, rtol=1e-3, atol=1e-5)
+    check_window(memory, shape, past, 9, rtol=1e-3)
 
 
 def test_a_long_window_equals_recurrence(memory):
-    theta = memory.init(jax.random.key(0), 3, 2, 2)
-    address, content = sequence(1, CHUNK + 9, 3), sequence(2, CHUNK + 9, 2)
-    _, step_by_step = run(memory, theta, memory.state((), 3, 2), address, content)
-    at_once = memory.window(theta, memory.state((), 3, 2), address, content)
-    assert np.allclose(at_once, step_by_step, rtol=1e-3, atol=1e-4)
+    check_window(memory, (), 0, CHUNK + 9, sizes=(3, 2, 2), rtol=1e-3, atol=1e-4)
 
 
 def test_an_empty_window_is_empty(memory):
@@ -65,7 +47,7 @@ def test_an_empty_window_is_empty(memory):
 def test_the_state_keeps_its_size_and_stays_finite(memory):
     theta = memory.init(jax.random.key(0), 3, 2, 2)
     empty = memory.state((), 3, 2)
-    after, outs = run(memory, theta, empty, sequence(1, 500, 3), sequence(2, 500, 2))
+    after, outs = run_memory(memory, theta, empty, sequence(1, 500, 3), sequence(2, 500, 2))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, empty)
     assert all(jnp.isfinite(leaf).all() for leaf in (*jax.tree.leaves(after), outs))
 
@@ -84,7 +66,7 @@ def test_an_answer_lies_among_the_contents(memory):
     """Every memory answers with a convex combination of what it was shown."""
     theta = {**memory.init(jax.random.key(0), 3, 2, 2), "value": jnp.eye(2)}
     content = sequence(2, 20, 2)
-    _, outs = run(memory, theta, memory.state((), 3, 2), sequence(1, 20, 3), content)
+    _, outs = run_memory(memory, theta, memory.state((), 3, 2), sequence(1, 20, 3), content)
     assert (outs <= content.max(0, keepdims=True) + 1e-4).all()
     assert (outs >= content.min(0, keepdims=True) - 1e-4).all()
 
@@ -102,7 +84,7 @@ def test_gradients_agree_three_ways(memory):
 
         def one_by_one(w):
             changed = {**theta, "key": {**theta["key"], "w": w}}
-            return jnp.sum(run(memory, changed, state, address, content)[1] ** 2)
+            return jnp.sum(run_memory(memory, changed, state, address, content)[1] ** 2)
 
         w = theta["key"]["w"]
         a, b = jax.grad(at_once)(w), jax.grad(one_by_one)(w)
@@ -162,9 +144,9 @@ def test_attention_forgets_what_left_the_cache():
     address, content = sequence(1, 9, 3), sequence(2, 9, 2)
     other = content.at[:5].set(100.0)
     empty = memory.state((), 3, 2)
-    last, unaffected = (run(memory, theta, empty, address, c)[1][-1] for c in (content, other))
+    last, unaffected = (run_memory(memory, theta, empty, address, c)[1][-1] for c in (content, other))
     assert (last == unaffected).all()
-    assert not np.allclose(*(run(memory, theta, empty, address, c)[1][-2] for c in (content, other)))
+    assert not np.allclose(*(run_memory(memory, theta, empty, address, c)[1][-2] for c in (content, other)))
 
 
 @pytest.mark.parametrize("discount", [0.0, 0.2])

@@ -3,8 +3,11 @@ import numpy as np
 import pytest
 
 from mnemosyne import store
+from mnemosyne.evolution import EvolutionConfig
 from mnemosyne.metatrain import meta_train, read_log
-from mnemosyne.truncated import Truncated
+from mnemosyne.search import SearchConfig
+from mnemosyne.truncated import MetaConfig, Truncated
+from tests.helpers import check_resumed
 from tests.test_truncated import TASKS, trainer
 
 
@@ -23,9 +26,9 @@ def small_run(**change):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """A run that was killed and resumed, and what it should have come to."""
     folder = tmp_path_factory.mktemp("whole")
-    theta, log = meta_train(small_run(), folder=folder)
-    return folder, theta, log
+    return folder, *check_resumed(small_run(), folder, die_at=6)
 
 
 def test_log_and_files(whole):
@@ -37,34 +40,33 @@ def test_log_and_files(whole):
     assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (theta, saved)), strict=True))
 
 
-def test_a_killed_run_ends_in_the_same_bits(whole, tmp_path):
-    """Checkpoint every chunk, die after two, go on: θ is bit-identical and the log has no row twice."""
-
-    class Killed(Exception):
-        pass
-
-    def die(row):
-        if row["iteration"] == 6:
-            raise Killed
-
-    with pytest.raises(Killed):
-        meta_train(small_run(), folder=tmp_path, report=die)
-    with (tmp_path / "log.jsonl").open("a") as f:
-        f.write('{"iteration": 99, "lo')  # a line that the crash cut short
-    theta, log = meta_train(small_run(), folder=tmp_path)
-    assert [row["iteration"] for row in log] == [2, 4, 6, 8]
-    for a, b in zip(jax.tree.leaves(theta), jax.tree.leaves(whole[1]), strict=True):
-        assert np.array_equal(a, b)
-    drop = lambda rows: [{k: v for k, v in r.items() if k != "seconds"} for r in rows]
-    assert drop(log) == drop(whole[2])
-
-
 def test_a_folder_of_another_run_is_refused(whole):
+    folder, theta, _ = whole
     with pytest.raises(ValueError, match="another configuration"):
-        meta_train(small_run(seed=1), folder=whole[0])
+        meta_train(small_run(seed=1), folder=folder)
+    wider = small_run()
+    wider = wider._replace(student=wider.student._replace(init=lambda key: {**theta, "extra": np.zeros(2)}))
+    with pytest.raises(ValueError, match="another configuration"):
+        meta_train(wider, folder=folder)
 
 
-@pytest.mark.parametrize(("change", "message"), [({"window": 3}, "window 3"), ({"iterations": 7}, "chunk 2")])
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MetaConfig(window=0), "window must be at least 1, got 0"),
+        (lambda: MetaConfig(replicas=-1), "replicas must be at least 1, got -1"),
+        (lambda: EvolutionConfig(pairs=0), "pairs must be at least 1, got 0"),
+        (lambda: SearchConfig(iterations=0), "iterations must be at least 1, got 0"),
+    ],
+)
+def test_counts_below_one_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [({"window": 3}, "window 3"), ({"iterations": 7}, "a multiple of 2, got 7")]
+)
 def test_sizes_that_do_not_divide_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         meta_train(small_run(**change))

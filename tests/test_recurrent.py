@@ -10,6 +10,7 @@ from scipy.linalg import expm
 from mnemosyne.coordinate import LIGHT, coordinate_rule
 from mnemosyne.memory import CHUNK
 from mnemosyne.recurrent import convolve, discretise, inverse_frequencies, linear_frequencies, lstm, s4
+from tests.helpers import check_window, run_memory, sequence
 
 MEMORIES = {
     "lstm": lstm(hidden=7),
@@ -23,46 +24,21 @@ def memory(request):
     return MEMORIES[request.param]
 
 
-def sequence(seed, t, *shape):
-    return jax.random.normal(jax.random.key(seed), (t, *shape))
-
-
-def run(memory, theta, state, address, content):
-    """Step by step, in one compiled loop."""
-    return jax.jit(lambda *args: jax.lax.scan(lambda s, x: memory.step(theta, s, *x), *args))(state, (address, content))
-
-
-def at_once(memory, *args):
-    return jax.jit(memory.window)(*args)
-
-
 @pytest.mark.parametrize(("shape", "past"), [((), 7), ((2, 3), 0), ((2, 3), 7)])
 def test_window_equals_recurrence(memory, shape, past):
-    theta = memory.init(jax.random.key(0), 6, 4, 5)
-    address, content = sequence(1, past + 9, *shape, 6), sequence(2, past + 9, *shape, 4)
-    state, _ = run(memory, theta, memory.state(shape, 6, 4), address[:past], content[:past])
-    _, step_by_step = run(memory, theta, state, address[past:], content[past:])
-    out = at_once(memory, theta, state, address[past:], content[past:])
-    assert out.shape == (9, *shape, 5)
-    assert np.allclose(out, step_by_step, rtol=1e-5, atol=1e-5)
+    check_window(memory, shape, past, 9)
 
 
 @pytest.mark.parametrize("t", [0, 1, CHUNK, 2 * CHUNK + 5])
 def test_windows_of_any_length_equal_the_recurrence(memory, t):
-    theta = memory.init(jax.random.key(0), 3, 2, 2)
-    address, content = sequence(1, t + 5, 3), sequence(2, t + 5, 2)
-    state, _ = run(memory, theta, memory.state((), 3, 2), address[:5], content[:5])
-    _, step_by_step = run(memory, theta, state, address[5:], content[5:])
-    out = at_once(memory, theta, state, address[5:], content[5:])
-    assert out.shape == (t, 2)
-    assert np.allclose(out, step_by_step, rtol=1e-4, atol=3e-5)
+    check_window(memory, (), 5, t, sizes=(3, 2, 2), rtol=1e-4, atol=3e-5)
 
 
 @pytest.mark.parametrize("shape", [(), (2, 0), (2, 1, 3)])
 def test_the_state_is_real_and_keeps_its_size(memory, shape):
     theta = memory.init(jax.random.key(0), 3, 2, 2)
     empty = memory.state(shape, 3, 2)
-    after, out = run(memory, theta, empty, sequence(1, 300, *shape, 3), sequence(2, 300, *shape, 2))
+    after, out = run_memory(memory, theta, empty, sequence(1, 300, *shape, 3), sequence(2, 300, *shape, 2))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, empty)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves((theta, empty, after)))
     assert all(leaf.shape[: len(shape)] == shape for leaf in jax.tree.leaves(empty))
@@ -72,8 +48,8 @@ def test_the_state_is_real_and_keeps_its_size(memory, shape):
 def test_a_batch_is_a_loop_over_its_elements(memory):
     theta = memory.init(jax.random.key(0), 3, 3, 4)
     address, content = sequence(1, 6, 5, 3), sequence(2, 6, 5, 3)
-    state, out = run(memory, theta, memory.state((5,), 3, 3), address, content)
-    one = jax.jit(lambda a, c: run(memory, theta, memory.state((), 3, 3), a, c))
+    state, out = run_memory(memory, theta, memory.state((5,), 3, 3), address, content)
+    one = jax.jit(lambda a, c: run_memory(memory, theta, memory.state((), 3, 3), a, c))
     for i in range(5):
         alone, wanted = one(address[:, i], content[:, i])
         assert np.allclose(out[:, i], wanted, rtol=1e-4, atol=1e-6)
@@ -88,7 +64,7 @@ def test_gradients_agree_three_ways(memory):
         theta, state = double(memory.init(jax.random.key(0), 3, 2, 2)), double(memory.state((4,), 3, 2))
         address, content = (sequence(i, 6, 4, d).astype(jnp.float64) for i, d in ((1, 3), (2, 2)))
         parallel = lambda theta: jnp.sum(memory.window(theta, state, address, content) ** 2)
-        one_by_one = lambda theta: jnp.sum(run(memory, theta, state, address, content)[1] ** 2)
+        one_by_one = lambda theta: jnp.sum(run_memory(memory, theta, state, address, content)[1] ** 2)
         a, b = jax.jit(lambda theta: (jax.grad(parallel)(theta), jax.grad(one_by_one)(theta)))(theta)
         for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
             assert jnp.isfinite(x).all()
@@ -157,7 +133,7 @@ def test_the_lstm_is_flaxs(cell):
     carry = (jnp.zeros((5, hidden)),) * 2
     for u in jnp.concatenate([address, content], axis=-1):
         carry, h = cell(hidden).apply({"params": params}, carry, u)
-    state, out = run(memory, theta, memory.state((5,), 3, 2), address, content)
+    state, out = run_memory(memory, theta, memory.state((5,), 3, 2), address, content)
     assert np.allclose(state.c, carry[0], rtol=1e-5, atol=1e-6)
     assert np.allclose(state.h, carry[1], rtol=1e-5, atol=1e-6)
     assert np.allclose(out[-1], h @ theta["out"]["w"] + theta["out"]["b"][None], rtol=1e-5, atol=1e-6)
@@ -199,7 +175,7 @@ def test_s4_ends_in_a_skip_a_gelu_and_a_mixing_layer():
     d = jnp.concatenate([theta["skip"]["address"], theta["skip"]["content"]])
     y = jax.jit(convolve)(theta, memory.state((), 2, 1), u) + d[None] * u
     wanted = jax.nn.gelu(y) @ theta["out"]["w"] + theta["out"]["b"][None]
-    out = at_once(memory, theta, memory.state((), 2, 1), address, content)
+    out = jax.jit(memory.window)(theta, memory.state((), 2, 1), address, content)
     assert np.allclose(out, wanted, rtol=1e-5, atol=1e-6)
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from mnemosyne.metatrain import meta_train
 from mnemosyne.search import Search, SearchConfig, fitness_of, utilities
+from tests.helpers import check_resumed
 from tests.test_evolution import LOG_RATE, bowl
 
 CONFIG = SearchConfig(iterations=6, steps=16, marks=(8, 16), pairs=4)
@@ -23,19 +24,7 @@ def test_it_finds_a_learning_rate():
 
 
 def test_a_killed_search_ends_in_the_same_bits(tmp_path):
-    class Killed(Exception):
-        pass
-
-    def die(row):
-        if row["iteration"] == 4:
-            raise Killed
-
-    whole, log = meta_train(search())
-    with pytest.raises(Killed):
-        meta_train(search(), folder=tmp_path, report=die)
-    resumed, relog = meta_train(search(), folder=tmp_path)
-    assert np.array_equal(resumed["log_rate"], whole["log_rate"])
-    assert [row["iteration"] for row in relog] == [row["iteration"] for row in log]
+    check_resumed(search(), tmp_path, die_at=4)
 
 
 def test_fitness_is_one_run_from_the_start():
@@ -62,6 +51,13 @@ def test_utilities_rank_and_add_up_to_nothing():
     assert np.isclose(u.sum(), 0.0, atol=1e-6)
     assert np.argmax(u) == 1
     assert u[2] == u.min()
+
+
+def test_equal_losses_are_worth_the_same():
+    u = utilities(jnp.array([1.0, 1.0, 0.0, 2.0, 1.0]))
+    assert u[0] == u[1] == u[4]
+    assert u[2] > u[0] > u[3]
+    assert np.allclose(utilities(jnp.ones(6)), 0.0, atol=1e-6)  # where all are equal, nothing moves
 
 
 def test_marks_beyond_a_run_are_refused():

@@ -36,6 +36,15 @@ def test_standings_take_the_best_rate_and_tell_an_edge(rows):
     assert (table.seeds == 2).all()
 
 
+def test_shown_names_the_rate_of_what_has_one_and_its_edge(rows):
+    rows["optimizer"] = rows.optimizer.replace("Rule", "Mnemosyne")
+    table = study_rivals.standings(rows, [100])
+    shown = dict(zip(zip(table.task, table.optimizer, strict=True), study_rivals.shown(table), strict=True))
+    assert shown["a", "Adam"] == "1.000 ± 0.000  (0.01)"
+    assert shown["b", "Adam"] == "1.000 ± 0.000  (0.1, edge)"
+    assert shown["a", "Mnemosyne"] == "0.500 ± 0.000"
+
+
 def test_ratios_and_their_geometric_mean(rows):
     ratio = study_rivals.ratios(study_rivals.standings(rows, [100]))
     assert dict(zip(ratio.task, ratio.ratio, strict=True)) == {"a": 0.5, "b": 2.0}

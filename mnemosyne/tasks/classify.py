@@ -9,6 +9,7 @@ import optax
 from jaxtyping import Array, Float
 
 from mnemosyne.tasks.data import Dataset, Split, draw, standardise
+from mnemosyne.tasks.networks import encoder
 from mnemosyne.types import Task
 
 ACTIVATIONS: dict[str, Callable] = {"sigmoid": nn.sigmoid, "relu": nn.relu}
@@ -47,12 +48,8 @@ class ViT(nn.Module):
         x = nn.Conv(self.hidden, (self.patch, self.patch), strides=self.patch, name="embedding")(images)
         x = x.reshape(x.shape[0], -1, self.hidden)
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
-        width = self.heads * self.head_dim
         for _ in range(self.layers):
-            y = nn.LayerNorm()(x)
-            x = x + nn.MultiHeadDotProductAttention(self.heads, qkv_features=width)(y, y)
-            y = nn.gelu(nn.Dense(self.mlp)(nn.LayerNorm()(x)))
-            x = x + nn.Dense(self.hidden)(y)
+            x = encoder(x, self.heads, self.heads * self.head_dim, self.mlp)
         return nn.Dense(self.classes, name="head")(nn.LayerNorm()(x).mean(axis=1))
 
 

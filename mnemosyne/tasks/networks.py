@@ -97,6 +97,22 @@ class Recurrent(nn.Module):
         return nn.Dense(self.vocabulary)(jnp.swapaxes(states, 0, 1))
 
 
+def encoder(x: Array, heads: int, width: int, mlp: int, mask: Array | None = None) -> Array:
+    """One pre-LN Transformer layer over [n t d], its modules named by the module that calls it.
+
+    Args:
+        x: tokens.
+        heads: of the attention.
+        width: of queries, keys and values, all heads together.
+        mlp: hidden units behind the attention.
+        mask: of the attention; none by default.
+    """
+    y = nn.LayerNorm()(x)
+    x = x + nn.MultiHeadDotProductAttention(heads, qkv_features=width)(y, y, mask=mask)
+    y = nn.gelu(nn.Dense(mlp)(nn.LayerNorm()(x)))
+    return x + nn.Dense(x.shape[-1])(y)
+
+
 class Attentive(nn.Module):
     """A causal pre-LN Transformer that foretells each next character."""
 
@@ -112,8 +128,5 @@ class Attentive(nn.Module):
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
         mask = nn.make_causal_mask(tokens)
         for _ in range(self.layers):
-            y = nn.LayerNorm()(x)
-            x = x + nn.MultiHeadDotProductAttention(self.heads)(y, y, mask=mask)
-            y = nn.gelu(nn.Dense(self.mlp)(nn.LayerNorm()(x)))
-            x = x + nn.Dense(self.hidden)(y)
+            x = encoder(x, self.heads, self.hidden, self.mlp, mask)
         return nn.Dense(self.vocabulary)(nn.LayerNorm()(x))
