@@ -34,7 +34,7 @@ test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=mnemosyne --cov-report=term --cov-fail-under=90
-	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest --nbval-lax --nbval-current-env -x notebooks
+	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env -x notebooks
 	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest tests/after_notebooks.py
 
 notebooks: env

@@ -23,7 +23,7 @@ from mnemosyne.types import Learned, Task, Theta
 class SearchConfig:
     """What the search does."""
 
-    iterations: int = 30  # generations
+    iterations: int = 20  # generations
     steps: int = 1000  # length of a run
     marks: tuple[int, ...] = (50, 100, 200, 400, 700, 1000)  # losses count over the last quarter before each
     pairs: int = 8  # antithetic pairs of candidates a generation
