@@ -1,4 +1,4 @@
-# make figures [SCALE=quick|laptop|paper] [ONLY="03 04"] [SEED=0] [FORCE=1] [KEEP_GOING=1]
+# make figures [SCALE=quick|laptop|paper] [ONLY="03 04"] [SEED=0] [FORCE=1] [KEEP_GOING=1] [JOBS=2]
 # make test    ruff, pytest, nbval          make notebooks   re-execute in place
 # make lab     JupyterLab                   make bench       update times as ratios
 # make lock    pin every requirement again
@@ -8,6 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SCALE  ?= quick
 SEED   ?= 0
+JOBS   ?= 2
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
 export MPLBACKEND ?= agg
@@ -28,7 +29,7 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 	@touch $@
 
 figures: env
-	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
+	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
 
 test: env
 	$(BIN)/ruff check .

@@ -26,22 +26,24 @@ def reproduce(
     force: bool = False,
     keep_going: bool = False,
     in_place: bool = False,
+    jobs: int = 2,
 ) -> int:
-    """Regenerate every figure and table by running the notebooks in order.
+    """Regenerate every figure and table by running the notebooks.
 
     Args:
         scale: quick (minutes on a laptop), laptop (hours) or paper (an accelerator).
         seed: offsets every random key.
         only: notebooks to run, by number (03) or name; all by default.
         force: run also what is up to date.
-        keep_going: go on after a notebook that failed.
+        keep_going: start others after a notebook that failed.
         in_place: write the executed notebooks back into notebooks/.
+        jobs: notebooks that run at a time; 1 on an accelerator.
     """
     try:
         from mnemosyne.reproduce import reproduce as run
     except ModuleNotFoundError as error:
         raise SystemExit(f"{error.name} is missing: pip install 'mnemosyne-optimizer[notebooks]'") from error
-    options = {"only": only, "force": force, "keep_going": keep_going, "in_place": in_place}
+    options = {"only": only, "force": force, "keep_going": keep_going, "in_place": in_place, "jobs": jobs}
     return run(scale=scale, seed=seed, **options)
 
 

@@ -1,11 +1,13 @@
-"""Run the notebooks in order through papermill, and close with a table of claims."""
+"""Run the notebooks through papermill, two at a time, and close with a table of claims."""
 
 import base64
 import hashlib
 import io
 import json
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,7 @@ class Outcome:
     """What became of one notebook."""
 
     notebook: str
-    status: str  # "ran", "cached" or "failed"
+    status: str  # "ran", "cached", "failed" or "not run"
     seconds: float  # that its computation took, when it ran
     error: str = ""
 
@@ -38,20 +40,25 @@ def reproduce(
     force: bool = False,
     keep_going: bool = False,
     in_place: bool = False,
+    jobs: int = 2,
 ) -> int:
-    """Regenerate figures and tables by running the notebooks in order.
+    """Regenerate figures and tables by running the notebooks.
 
     Args:
         scale: quick, laptop or paper.
         seed: offsets every random key.
         only: notebooks to run, by number ("03") or name; all by default.
         force: run also what is up to date.
-        keep_going: go on after a notebook that failed.
+        keep_going: start others after a notebook that failed.
         in_place: write the executed notebooks back, as the repository keeps them (quick, seed 0).
+        jobs: how many run at a time, each in a process of its own; more than one keeps a core busy while another
+            compiles. On an accelerator, one.
 
     Returns:
         0 if every notebook ran or was up to date, 1 otherwise.
     """
+    if jobs < 1:
+        raise ValueError(f"jobs is how many notebooks run at a time, at least 1, got {jobs}")
     scale_named(scale)
     chosen = select(only)
     if in_place and (scale, seed) != ("quick", 0):
@@ -61,17 +68,23 @@ def reproduce(
     os.environ["MNEMOSYNE_BATCH"] = "1"  # no widgets: see explore.sliders
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(results.root() / "data" / "cache" / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    outcomes = []
-    for i, name in enumerate(chosen):
-        print(f"[{i + 1}/{len(chosen)}] {name}", flush=True)
+    stop = threading.Event()
+
+    def one(name: str) -> Outcome:
+        if stop.is_set():
+            return Outcome(name, "not run", 0.0)
+        print(f"[{name}] starts", flush=True)
         outcome = run_one(name, scale, seed, executed, force=force or in_place, in_place=in_place)
-        outcomes.append(outcome)
-        print(f"      {outcome.status}, {outcome.seconds:.0f} s{outcome.error}", flush=True)
+        print(f"[{name}] {outcome.status}, {outcome.seconds:.0f} s{outcome.error}", flush=True)
         if outcome.status == "failed" and not keep_going:
-            break
+            stop.set()
+        return outcome
+
+    with ThreadPoolExecutor(jobs) as pool:
+        outcomes = list(pool.map(one, chosen))
     print("\n" + closing_table(outcomes, scale) + "\n")
     print(f"figures: figures/{scale}/   tables and claims: data/results/{scale}/")
-    return int(any(o.status == "failed" for o in outcomes))
+    return int(any(o.status in ("failed", "not run") for o in outcomes))
 
 
 def select(only: tuple[str, ...]) -> list[str]:
@@ -102,6 +115,7 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
             progress_bar=False,
             cwd=str(source.parent),
             kernel_name="python3",
+            label=name,
         )
     except PapermillExecutionError as error:
         where = f"\n      cell [{error.exec_count}] of {copy}: {error.ename}: {error.evalue}"
@@ -150,7 +164,7 @@ def closing_table(outcomes: list[Outcome], scale: str) -> str:
     """Claims of the notebooks that were asked for: claim, paper, here, verdict, seconds."""
     rows = []
     for o in outcomes:
-        claims = results.read_claims(scale, o.notebook) if o.status != "failed" else []
+        claims = results.read_claims(scale, o.notebook) if o.status in ("ran", "cached") else []
         for claim in claims or [{"id": "–", "paper": "", "ours": "", "verdict": o.status}]:
             rows.append(
                 {
@@ -180,14 +194,14 @@ class LineEngine(NBClientEngine):
     """papermill's engine with one line per cell instead of a bar, which freezes in a log."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, **kwargs):
+    def execute_managed_notebook(cls, nb_man, kernel_name, label="", **kwargs):
         cells, cell_start, began = nb_man.nb.cells, nb_man.cell_start, time.perf_counter()
 
         def announce(cell, cell_index=None, **more):
             if cell.cell_type == "code" and cell.source.strip():
                 first = next(line for line in cell.source.splitlines() if line.strip())
                 spent = time.perf_counter() - began
-                print(f"      {spent:4.0f} s  cell {cell_index + 1}/{len(cells)}  {first[:70]}", flush=True)
+                print(f"[{label}] {spent:4.0f} s  cell {cell_index + 1}/{len(cells)}  {first[:70]}", flush=True)
             return cell_start(cell, cell_index, **more)
 
         nb_man.cell_start = announce

@@ -168,6 +168,7 @@ def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
     kept = (checkout / "data/results/quick/01_good.claims.json").read_bytes()
     assert reproduce.reproduce(only=("02", "01_good"), force=True, keep_going=True) == 1
     told = capsys.readouterr().out
+    assert "[01_good] ran" in told
     assert "RuntimeError: on purpose" in told
     copy = nbformat.read(checkout / "data/cache/executed/quick/02_bad.ipynb", as_version=4)
     assert any("before" in str(c.get("outputs")) for c in copy.cells)
@@ -175,7 +176,17 @@ def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
     assert kept
 
 
+def test_a_failure_keeps_the_next_from_starting(checkout, capsys):
+    (checkout / "notebooks" / "03_later.ipynb").write_text(nbformat.writes(notebook("1")))
+    assert reproduce.reproduce(only=("02", "03"), jobs=1) == 1
+    told = capsys.readouterr().out
+    assert "[03_later] starts" not in told
+    assert "not run" in told  # in the closing table
+
+
 def test_reproduce_refuses_what_is_not_there(checkout):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        reproduce.reproduce(jobs=0)
     with pytest.raises(ValueError, match="no notebook 07; there are 01_good, 02_bad"):
         reproduce.reproduce(only=("07",))
     with pytest.raises(ValueError, match="unknown scale"):
