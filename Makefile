@@ -8,7 +8,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 SCALE  ?= quick
 SEED   ?= 0
-JOBS   ?= 2
+JOBS   ?= $(if $(wildcard /dev/nvidia0 /dev/accel0 /dev/vfio/0),1,2)
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
 export MPLBACKEND ?= agg

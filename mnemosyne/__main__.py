@@ -26,7 +26,7 @@ def reproduce(
     force: bool = False,
     keep_going: bool = False,
     in_place: bool = False,
-    jobs: int = 2,
+    jobs: int = 1,
 ) -> int:
     """Regenerate every figure and table by running the notebooks.
 
@@ -37,7 +37,7 @@ def reproduce(
         force: run also what is up to date.
         keep_going: start others after a notebook that failed.
         in_place: write the executed notebooks back into notebooks/.
-        jobs: notebooks that run at a time; 1 on an accelerator.
+        jobs: notebooks that run at a time; 2 are faster on a CPU, an accelerator serves one.
     """
     try:
         from mnemosyne.reproduce import reproduce as run

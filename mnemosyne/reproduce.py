@@ -1,4 +1,4 @@
-"""Run the notebooks through papermill, two at a time, and close with a table of claims."""
+"""Run the notebooks through papermill, and close with a table of claims."""
 
 import base64
 import hashlib
@@ -40,7 +40,7 @@ def reproduce(
     force: bool = False,
     keep_going: bool = False,
     in_place: bool = False,
-    jobs: int = 2,
+    jobs: int = 1,
 ) -> int:
     """Regenerate figures and tables by running the notebooks.
 
@@ -51,8 +51,8 @@ def reproduce(
         force: run also what is up to date.
         keep_going: start others after a notebook that failed.
         in_place: write the executed notebooks back, as the repository keeps them (quick, seed 0).
-        jobs: how many run at a time, each in a process of its own; more than one keeps a core busy while another
-            compiles. On an accelerator, one.
+        jobs: how many run at a time, each in a process of its own. Two keep a CPU busy while one compiles; an
+            accelerator serves one.
 
     Returns:
         0 if every notebook ran or was up to date, 1 otherwise.
