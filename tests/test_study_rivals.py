@@ -1,8 +1,11 @@
+import jax
 import numpy as np
 import pandas as pd
 import pytest
 
 from mnemosyne import study_rivals
+from mnemosyne.coordinate import Config, coordinate_rule
+from mnemosyne.ordinary import ordinary_rule
 
 
 @pytest.fixture
@@ -34,6 +37,24 @@ def test_standings_take_the_best_rate_and_tell_an_edge(rows):
     assert table.edge[("b", "Adam")]
     assert not table.edge[("b", "Rule")]
     assert (table.seeds == 2).all()
+
+
+def test_made_odd_is_odd_and_leaves_an_odd_rule_alone():
+    rng = np.random.default_rng(0)
+    g = np.float32(rng.normal(size=(5, 3)))
+    plain = ordinary_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
+    theta, rule = plain.init(jax.random.key(0)), study_rivals.made_odd(plain)
+    assert np.abs(plain.window(theta, plain.state((3,)), g) + plain.window(theta, plain.state((3,)), -g)).max() > 1e-5
+    out = rule.window(theta, rule.state((3,)), g)
+    assert np.allclose(rule.window(theta, rule.state((3,)), -g), -out, atol=1e-8)
+    state, steps = rule.state((3,)), []
+    for x in g:
+        state, u = rule.step(theta, state, x)
+        steps.append(u)
+    assert np.allclose(np.stack(steps), out, rtol=1e-3, atol=1e-8)
+    odd = coordinate_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
+    theta, twice = odd.init(jax.random.key(0)), study_rivals.made_odd(odd)
+    assert np.allclose(twice.window(theta, twice.state((3,)), g), odd.window(theta, odd.state((3,)), g), atol=1e-7)
 
 
 def test_shown_names_the_rate_of_what_has_one_and_its_edge(rows):
