@@ -6,6 +6,7 @@ import pytest
 from mnemosyne import study_rivals
 from mnemosyne.coordinate import Config, coordinate_rule
 from mnemosyne.ordinary import ordinary_rule
+from tests.helpers import sequence
 
 
 @pytest.fixture
@@ -40,8 +41,7 @@ def test_standings_take_the_best_rate_and_tell_an_edge(rows):
 
 
 def test_made_odd_is_odd_and_leaves_an_odd_rule_alone():
-    rng = np.random.default_rng(0)
-    g = np.float32(rng.normal(size=(5, 3)))
+    g = sequence(1, 5, 3)
     plain = ordinary_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
     theta, rule = plain.init(jax.random.key(0)), study_rivals.made_odd(plain)
     assert np.abs(plain.window(theta, plain.state((3,)), g) + plain.window(theta, plain.state((3,)), -g)).max() > 1e-5
