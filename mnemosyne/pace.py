@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -25,7 +26,7 @@ from mnemosyne.types import Learned, Params, State, Theta
 
 FEATURES = (
     "time",  # log(1 + t), centred at t = 54
-    "scale",  # log of the tensor's root-mean-square at the start, or of all parameters' if it starts at zero
+    "scale",  # log of the tensor's root-mean-square at the start, see `starts`
     "vector",  # 1 for biases, gains and scalars
     "agreement, 10 steps",  # running cosine of gradient and minus the step before
     "agreement, 50 steps",
@@ -84,18 +85,22 @@ def features(
 
 
 def starts(params: Params) -> Params:
-    """The scale of each tensor: its root-mean-square, or where that is zero the one of all that is not; else 0.1."""
-    own = jax.tree.map(lambda p: root_mean_square(jnp.asarray(p, jnp.float32)), params)
-    leaves = jax.tree.leaves(own)
+    """The scale of each tensor: of a matrix its root-mean-square; of all else, and of a zero one, the matrices'.
+
+    A gain starts at one and a bias at zero, which says nothing of how far either should go. In a tree without
+    matrices every tensor counts as one; where all is zero the scale is 0.1.
+    """
+    leaves, tree = jax.tree.flatten(params)
     if not leaves:
-        return own
-    sizes = jnp.array([jnp.size(p) for p in jax.tree.leaves(params)], jnp.float32)
-    scales = jnp.stack(leaves)
-    largest = jnp.maximum(jnp.max(scales), 1e-30)
-    filled = jnp.sum(sizes * (scales > 0))
-    others = largest * jnp.sqrt(jnp.sum(sizes * (scales / largest) ** 2) / jnp.maximum(filled, 1.0))
-    neutral = jnp.where(filled > 0, others, 0.1)
-    return jax.tree.map(lambda s: jnp.where(s > 0, s, neutral), own)
+        return params
+    own = jnp.stack([root_mean_square(jnp.asarray(p, jnp.float32)) for p in leaves])
+    matrix = np.array([jnp.ndim(p) > 1 for p in leaves])
+    known = (own > 0) & (matrix if matrix.any() else True)
+    sizes = jnp.where(known, jnp.array([jnp.size(p) for p in leaves], jnp.float32), 0.0)
+    largest = jnp.maximum(jnp.max(jnp.where(known, own, 0.0)), 1e-30)
+    others = largest * jnp.sqrt(jnp.sum(sizes * (own / largest) ** 2) / jnp.maximum(jnp.sum(sizes), 1.0))
+    scales = jnp.where(known, own, jnp.where(jnp.any(known), others, 0.1))
+    return tree.unflatten(list(scales))
 
 
 def watch(

@@ -95,7 +95,7 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
         complete=lambda law: {"direction": theta, "pace": law},
         validation=validation,
         about=(
-            f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViT), and {text}.",
+            f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViTs), and {text}.",
             f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
             f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
             "network of Fig. 3 or Fig. 10 took part.",

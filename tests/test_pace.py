@@ -125,11 +125,26 @@ def test_the_course_stands_still_at_the_target():
     assert np.isclose(state.course, 0.0, atol=1e-7)
 
 
-def test_a_tensor_that_starts_at_zero_has_the_scale_of_the_others():
-    scales = starts(
-        {"w": jnp.full((4, 3), 0.5), "v": jnp.full((4,), 2.0), "b": jnp.zeros(7), "empty": jnp.zeros((0, 2))}
-    )
+def test_gains_and_biases_have_the_scale_of_the_matrices():
+    params = {
+        "w": jnp.full((4, 3), 0.5),
+        "u": jnp.full((2, 2), 2.0),
+        "zero": jnp.zeros((3, 3)),
+        "empty": jnp.zeros((0, 2)),
+    }
+    params |= {"gain": jnp.ones(4), "bias": jnp.zeros(7), "scalar": jnp.array(9.0)}
+    scales = starts(params)
     overall = np.sqrt((12 * 0.25 + 4 * 4.0) / 16)
-    assert np.allclose([scales[k] for k in ("w", "v", "b", "empty")], [0.5, 2.0, overall, overall])
+    assert np.isclose(scales.pop("w"), 0.5)
+    assert np.isclose(scales.pop("u"), 2.0)
+    assert np.allclose(list(scales.values()), overall)
+    assert jax.tree.structure(starts(params)) == jax.tree.structure(params)
+
+
+def test_without_matrices_every_tensor_has_its_own_scale():
+    scales = starts({"x": jnp.full(3, 0.2), "y": jnp.full(6, -1.0), "b": jnp.zeros(5)})
+    assert np.isclose(scales["x"], 0.2)
+    assert np.isclose(scales["y"], 1.0)
+    assert np.isclose(scales["b"], np.sqrt((3 * 0.04 + 6.0) / 9))
     assert starts({}) == {}
     assert np.isclose(starts({"b": jnp.zeros(3)})["b"], 0.1)

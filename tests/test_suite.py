@@ -64,7 +64,7 @@ def test_names_are_unique_and_the_sets_disjoint(built):
     names = [[task.name for task in tasks] for tasks in built]
     together = [name for part in names for name in part]
     assert len(set(together)) == len(together)
-    assert [len(part) for part in names] == [14, 8, 16]
+    assert [len(part) for part in names] == [15, 8, 16]
     assert max(map(len, together)) <= 36
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from mnemosyne.tasks import cifar, data, sets, sources, text
 from mnemosyne.tasks.builder import read_idx
-from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
+from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify, patches
+from tests.helpers import sequence
 
 
 def idx(array):
@@ -126,6 +127,15 @@ def test_pooling_is_a_mean(digits):
     assert pooled.name == "digits/2"
     block = np.asarray(digits.train.images[0, :2, 2:4, 0], np.float32).mean()
     assert abs(float(pooled.train.images[0, 0, 1, 0]) - block) <= 0.5
+
+
+def test_a_product_with_patches_is_a_strided_convolution():
+    images, kernel = sequence(1, 2, 6, 9, 2), sequence(2, 3, 3, 2, 5)
+    dims = ("NHWC", "HWIO", "NHWC")
+    wanted = jax.lax.conv_general_dilated(images, kernel, (3, 3), "VALID", dimension_numbers=dims)
+    found = patches(images, 3) @ kernel.reshape(-1, 5)
+    assert found.shape == (2, 2 * 3, 5)
+    assert np.allclose(found, wanted.reshape(2, 6, 5), rtol=1e-4, atol=1e-5)
 
 
 SPECS = [MLPSpec((20, 28), "relu"), MLPSpec((20,), "sigmoid"), ViTSpec(2, 3, 16, 8, 24, patch=2)]

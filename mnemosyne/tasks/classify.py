@@ -30,6 +30,13 @@ class MLP(nn.Module):
         return nn.Dense(self.classes)(x)
 
 
+def patches(images: Float[Array, "n h w c"], side: int) -> Float[Array, "n t f"]:
+    """Cut images into squares, row by row, each flattened: a convolution of that stride is a product with these."""
+    n, h, w, c = images.shape
+    squares = images.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+    return squares.reshape(n, -1, side * side * c)
+
+
 class ViT(nn.Module):
     """A pre-LN Vision Transformer without class token: patches → encoder layers → mean → linear head."""
 
@@ -45,8 +52,7 @@ class ViT(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
         if images.shape[1] % self.patch or images.shape[2] % self.patch:
             raise ValueError(f"patches of {self.patch} do not tile images of {images.shape[1:3]}")
-        x = nn.Conv(self.hidden, (self.patch, self.patch), strides=self.patch, name="embedding")(images)
-        x = x.reshape(x.shape[0], -1, self.hidden)
+        x = nn.Dense(self.hidden, name="embedding")(patches(images, self.patch))
         x = x + self.param("positions", nn.initializers.normal(0.02), x.shape[1:])[None]
         for _ in range(self.layers):
             x = encoder(x, self.heads, self.heads * self.head_dim, self.mlp)

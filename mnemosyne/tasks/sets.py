@@ -53,8 +53,8 @@ def build(members: Sequence, data: Dataset) -> list[Task]:
 
 
 def varied_train(images: Dataset, text: Text) -> list[Task]:
-    """Make the tasks to meta-train a robust optimizer on: fourteen, of 300 to 3,200 parameters on 28×28 images."""
-    low = suite.small(images, 7)
+    """Make the tasks to meta-train a robust optimizer on: fifteen, of 300 to 3,200 parameters on 28×28 images."""
+    low, tiled = suite.small(images, 7), suite.small(images, 16)
     return [
         suite.mlp(low, (20,), "tanh", batch_size=32),
         suite.mlp(low, (16, 16, 16), "relu"),
@@ -66,6 +66,7 @@ def varied_train(images: Dataset, text: Text) -> list[Task]:
         suite.reparametrised(suite.mlp(low, (16,), "silu", batch_size=32), 0.03),
         suite.reparametrised(suite.mlp(low, (14, 14), "tanh", batch_size=32), 10.0),
         suite.autoencoder(low, (16, 6, 16), "tanh", batch_size=32),
+        suite.vit(tiled, layers=1, heads=2, hidden=12, head_dim=6, mlp=24, batch_size=16),
         suite.recurrent(text, hidden=12, embedding=8, length=16),
         suite.attentive(text, layers=1, heads=2, hidden=12, mlp=24, length=16),
         suite.regression(10, (24,), "silu", seed=1, batch_size=32),
