@@ -30,7 +30,9 @@ class Layer(nn.Module):
             self.heads, head_dim, head_dim**-0.5, kernel_init=NORMAL, dtype=self.dtype, name="attention"
         )
         x = layer_norm(self.epsilon, self.dtype, "norm_attention")(x + attention(x, x, mask))
-        return layer_norm(self.epsilon, self.dtype, "norm_mlp")(x + Mlp(self.mlp_dim, NORMAL, self.dtype, name="mlp")(x))
+        return layer_norm(self.epsilon, self.dtype, "norm_mlp")(
+            x + Mlp(self.mlp_dim, NORMAL, self.dtype, name="mlp")(x)
+        )
 
 
 class Bert(nn.Module):
