@@ -47,6 +47,7 @@ def test_nothing_looks_at_filling():
     for filling in (more, more.at[:, 7:].set(9)):
         assert np.allclose(logits(params, filling, mask=mask)[:, :7], short, atol=1e-4)
     assert not np.allclose(logits(params, more)[:, :7], short, atol=1e-2)
+    assert np.isfinite(logits(params, more, mask=jnp.zeros_like(mask))).all()
 
 
 def test_defaults_are_one_sentence_without_filling():

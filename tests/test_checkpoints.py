@@ -117,6 +117,8 @@ def test_leaves_go_where_shardings_say(kind):
     assert same(placed, whole)
     assert jax.tree.map(lambda x: x.sharding, placed) == shardings
     assert any(not x.sharding.is_fully_replicated for x in jax.tree.leaves(placed))
+    with pytest.raises(ValueError, match="no sharding for"):
+        load_checkpoint(GOLDEN / f"{kind}.safetensors", names_of, shapes(module), onto({}))
 
 
 def test_another_dtype_is_refused_unless_expected(kind, tmp_path):

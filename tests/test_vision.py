@@ -79,7 +79,7 @@ def test_vmap_over_parameters_is_a_loop():
 
 def test_init_starts_from_equal_classes_and_follows_the_key():
     check_init(TINY)
-    params = TINY.init(jax.random.key(0), IMAGES)["params"]
+    params = jax.jit(TINY.init)(jax.random.key(0), IMAGES)["params"]
     assert not logits(params, IMAGES).any()
 
 

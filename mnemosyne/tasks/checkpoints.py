@@ -165,9 +165,19 @@ T5_NAMES = Names(
 
 
 def onto(shardings: Any) -> Place:
-    """Place every leaf as a tree of `jax.sharding.Sharding`, shaped like the parameters, says."""
+    """Place every leaf as a tree of `jax.sharding.Sharding`, shaped like the parameters, says.
+
+    Raises:
+        ValueError: when a leaf is placed for which there is no sharding.
+    """
     where = dict(zip(names(shardings), jax.tree.leaves(shardings), strict=True))
-    return lambda name, leaf: jax.device_put(leaf, where[name])
+
+    def place(name: str, leaf: np.ndarray) -> jax.Array:
+        if name not in where:
+            raise ValueError(f"no sharding for {name!r}; the tree of shardings must have a leaf for each of `like`")
+        return jax.device_put(leaf, where[name])
+
+    return place
 
 
 def to_device(name: str, leaf: np.ndarray) -> jax.Array:
