@@ -106,6 +106,6 @@ VISION = {
     "L/16": VisionTransformer(layers=24, heads=16, hidden=1_024, mlp_dim=4_096, patch=16),  # 304 million
     "L/32": VisionTransformer(layers=24, heads=16, hidden=1_024, mlp_dim=4_096, patch=32),  # 306 million
     "H/14": VisionTransformer(layers=32, heads=16, hidden=1_280, mlp_dim=5_120, patch=14),  # 632 million
-    "H/32": VisionTransformer(layers=32, heads=16, hidden=1_280, mlp_dim=5_120, patch=32),
+    "H/32": VisionTransformer(layers=32, heads=16, hidden=1_280, mlp_dim=5_120, patch=32),  # 635 million
 }
 """The public sizes, at 224 pixels and 1,000 classes; `clone` changes any field."""
