@@ -13,6 +13,7 @@ COLORS = {
     "Mnemosyne light": "#5fa8d3",
     "Mnemosyne odd": "#0b4f8a",
     "Mnemosyne paced": "#c2185b",
+    "Mnemosyne, even part out": "#2b8f8a",
     "LSTM": "#7a7a7a",
     "S4": "#b39b3a",
     "VeLO, LSTM": "#9c9c9c",
