@@ -76,7 +76,7 @@ def check_positive(config: Any, *names: str) -> None:
 
 def meta_adam(config: Any) -> optax.GradientTransformation:
     """Adam on θ with a clipped gradient: `config`'s learning_rate, cosine-decayed to a tenth over its iterations."""
-    rate = optax.cosine_decay_schedule(config.learning_rate, max(config.iterations, 1), alpha=0.1)
+    rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations, alpha=0.1)
     return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
 
 

@@ -11,7 +11,6 @@ from mnemosyne.evaluate import interval
 COLORS = {
     "Mnemosyne": "#0b4f8a",
     "Mnemosyne light": "#5fa8d3",
-    "Mnemosyne odd": "#0b4f8a",
     "Mnemosyne paced": "#c2185b",
     "Mnemosyne, even part out": "#2b8f8a",
     "LSTM": "#7a7a7a",

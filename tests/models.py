@@ -12,6 +12,13 @@ from mnemosyne.tasks.attention import shapes
 from mnemosyne.tasks.checkpoints import load_checkpoint
 
 GOLDEN = Path(__file__).with_name("golden")
+LAYERS = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
+TINY = {
+    "vit": {**LAYERS, "image_size": 8, "patch_size": 4, "num_labels": 5},
+    "bert": {**LAYERS, "vocab_size": 24, "max_position_embeddings": 16},
+    "t5": {"vocab_size": 24, "d_model": 8, "d_kv": 4, "d_ff": 12, "num_layers": 2, "num_heads": 3},
+}
+"""Sizes of the kept models, in the library's words."""
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}
 
 

@@ -252,14 +252,7 @@ def test_what_is_saved_is_what_pytorch_computes_with(tmp_path):
     torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
     params = random_params(BERT_TINY)
     save_checkpoint(tmp_path, BERT_NAMES, params, shard_bytes=4_000)
-    config = transformers.BertConfig(
-        vocab_size=24,
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=20,
-        max_position_embeddings=16,
-    )
+    config = transformers.BertConfig(**TINY["bert"])
     model = transformers.BertForMaskedLM.from_pretrained(tmp_path, config=config, local_files_only=True).eval()
     tokens = np.random.default_rng(0).integers(0, 24, (2, 7))
     with torch.no_grad():

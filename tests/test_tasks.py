@@ -10,8 +10,9 @@ import optax
 import pytest
 
 from mnemosyne.tasks import cifar, data, sets, sources, text
+from mnemosyne.tasks.attention import patches
 from mnemosyne.tasks.builder import read_idx
-from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify, patches
+from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
 from tests.helpers import sequence
 
 

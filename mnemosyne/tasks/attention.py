@@ -1,6 +1,6 @@
-"""What the public Transformers have in common: attention over several heads, the layers behind it, counting.
+"""What Transformers have in common: patches, attention over several heads, the layers behind it, counting.
 
-The parameters of a `flax.linen` module here are a plain dict, and every leaf is one tensor of the public checkpoint.
+The parameters of a public model's module are a plain dict, and every leaf is one tensor of the public checkpoint.
 There is no dropout: a model is a function of its parameters and inputs alone.
 """
 
@@ -68,6 +68,12 @@ class Attention(nn.Module):
         return nn.Dense(features, self.use_bias, self.dtype, kernel_init=kernel_init, name=name)
 
 
+def self_attention(heads: int, width: int, kernel_init: Initializer, dtype: DTypeLike) -> Attention:
+    """Attention whose heads share the width evenly, scores divided by √head_dim."""
+    head_dim = width // heads
+    return Attention(heads, head_dim, head_dim**-0.5, kernel_init=kernel_init, dtype=dtype, name="attention")
+
+
 class Mlp(nn.Module):
     """Two dense layers: W₂ gelu(W₁ x + b₁) + b₂, with the exact gelu x Φ(x)."""
 
@@ -92,6 +98,13 @@ class GatedMlp(nn.Module):
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
         gate, up = (nn.Dense(self.hidden, False, self.dtype, name=name)(x) for name in ("gate", "up"))
         return nn.Dense(x.shape[-1], False, self.dtype, name="down")(nn.gelu(gate, approximate=True) * up)
+
+
+def patches(images: Float[Array, "n h w c"], side: int) -> Float[Array, "n t f"]:
+    """Cut images into squares, row by row, each flattened: a convolution of that stride is a product with these."""
+    n, h, w, c = images.shape
+    squares = images.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+    return squares.reshape(n, -1, side * side * c)
 
 
 def layer_norm(epsilon: float, dtype: DTypeLike, name: str) -> nn.LayerNorm:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from mnemosyne.tasks.attention import Attention, Mlp, layer_norm, repeated, visible
+from mnemosyne.tasks.attention import Mlp, layer_norm, repeated, self_attention, visible
 
 NORMAL = nn.initializers.truncated_normal(0.02)
 
@@ -25,10 +25,7 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t d"], mask: Bool[Array, "n 1 1 t"] | None = None) -> Float[Array, "n t d"]:
-        head_dim = x.shape[-1] // self.heads
-        attention = Attention(
-            self.heads, head_dim, head_dim**-0.5, kernel_init=NORMAL, dtype=self.dtype, name="attention"
-        )
+        attention = self_attention(self.heads, x.shape[-1], NORMAL, self.dtype)
         x = layer_norm(self.epsilon, self.dtype, "norm_attention")(x + attention(x, x, mask))
         return layer_norm(self.epsilon, self.dtype, "norm_mlp")(
             x + Mlp(self.mlp_dim, NORMAL, self.dtype, name="mlp")(x)

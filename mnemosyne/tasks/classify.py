@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from mnemosyne.tasks.attention import patches
 from mnemosyne.tasks.data import Dataset, Split, draw, standardise
 from mnemosyne.tasks.networks import encoder
 from mnemosyne.types import Task
@@ -28,13 +29,6 @@ class MLP(nn.Module):
         for width in self.hidden:
             x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
         return nn.Dense(self.classes)(x)
-
-
-def patches(images: Float[Array, "n h w c"], side: int) -> Float[Array, "n t f"]:
-    """Cut images into squares, row by row, each flattened: a convolution of that stride is a product with these."""
-    n, h, w, c = images.shape
-    squares = images.reshape(n, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
-    return squares.reshape(n, -1, side * side * c)
 
 
 class ViT(nn.Module):

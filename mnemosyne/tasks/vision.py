@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from mnemosyne.tasks.attention import LECUN, Attention, Mlp, layer_norm, repeated
+from mnemosyne.tasks.attention import LECUN, Mlp, layer_norm, patches, repeated, self_attention
 
 XAVIER = nn.initializers.xavier_uniform()
 
@@ -24,13 +24,10 @@ class Patches(nn.Module):
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n t features"]:
-        n, height, width, channels = images.shape
-        rows, columns = height // self.side, width // self.side
-        kernel = self.param("kernel", LECUN, (self.side, self.side, channels, self.features))
+        kernel = self.param("kernel", LECUN, (self.side, self.side, images.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
         images, kernel, bias = nn.dtypes.promote_dtype(images, kernel, bias, dtype=self.dtype)
-        squares = images.reshape(n, rows, self.side, columns, self.side, channels)
-        return jnp.einsum("napbqc,pqcd->nabd", squares, kernel).reshape(n, rows * columns, -1) + bias[None, None]
+        return patches(images, self.side) @ kernel.reshape(-1, self.features) + bias[None, None]
 
 
 class Layer(nn.Module):
@@ -43,12 +40,8 @@ class Layer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n t d"]) -> Float[Array, "n t d"]:
-        head_dim = x.shape[-1] // self.heads
-        attention = Attention(
-            self.heads, head_dim, head_dim**-0.5, kernel_init=XAVIER, dtype=self.dtype, name="attention"
-        )
         y = layer_norm(self.epsilon, self.dtype, "norm_attention")(x)
-        x = x + attention(y, y)
+        x = x + self_attention(self.heads, x.shape[-1], XAVIER, self.dtype)(y, y)
         y = layer_norm(self.epsilon, self.dtype, "norm_mlp")(x)
         return x + Mlp(self.mlp_dim, XAVIER, self.dtype, name="mlp")(y)
 

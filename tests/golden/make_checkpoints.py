@@ -12,7 +12,8 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
-FOLDER = Path(__file__).parent
+from tests.models import GOLDEN, TINY
+
 Arrays = dict[str, np.ndarray]
 
 
@@ -93,34 +94,9 @@ def _logits(output) -> np.ndarray:
     return output.logits.detach().numpy()
 
 
-MADE = {
-    "vit": lambda folder: vit(
-        folder,
-        seed=0,
-        image_size=8,
-        patch_size=4,
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=20,
-        num_labels=5,
-    ),
-    "bert": lambda folder: bert(
-        folder,
-        seed=0,
-        vocab_size=24,
-        hidden_size=12,
-        num_hidden_layers=2,
-        num_attention_heads=3,
-        intermediate_size=20,
-        max_position_embeddings=16,
-    ),
-    "t5": lambda folder: t5(folder, seed=0, vocab_size=24, d_model=8, d_kv=4, d_ff=12, num_layers=2, num_heads=3),
-}
-
 if __name__ == "__main__":
-    for kind, make in MADE.items():
+    for kind, make in {"vit": vit, "bert": bert, "t5": t5}.items():
         with tempfile.TemporaryDirectory() as folder:
-            arrays = make(Path(folder))
-            shutil.copyfile(Path(folder) / "model.safetensors", FOLDER / f"{kind}.safetensors")
-            np.savez_compressed(FOLDER / f"{kind}.npz", **arrays)
+            arrays = make(Path(folder), seed=0, **TINY[kind])
+            shutil.copyfile(Path(folder) / "model.safetensors", GOLDEN / f"{kind}.safetensors")
+            np.savez_compressed(GOLDEN / f"{kind}.npz", **arrays)
