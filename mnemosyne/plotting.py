@@ -29,11 +29,13 @@ COLORS = {
 
 
 def _label_between_decades(ax: Axes) -> None:
-    """Label 2, 3 and 5 between the powers of ten of a logarithmic y-axis, if it spans fewer than three."""
+    """Label a logarithmic y-axis between the powers of ten: 2, 3 and 5, or every tick if it spans little."""
 
     def label(x: float, _) -> str:
         low, high = ax.get_ylim()
-        return f"{x:.1g}" if high < 1000 * low and f"{x:.0e}"[0] in "235" else ""
+        if high < 4 * low:
+            return f"{x:.3g}"
+        return f"{x:.1g}" if high < 1000 * low and f"{x:.1e}"[:3] in ("2.0", "3.0", "5.0") else ""
 
     ax.yaxis.set_minor_formatter(label)
 
