@@ -15,7 +15,7 @@ COLORS = {
     "Mnemosyne, even part out": "#2b8f8a",
     "LSTM": "#7a7a7a",
     "S4": "#b39b3a",
-    "VeLO, LSTM": "#9c9c9c",
+    "VeLO, LSTM": "#c98686",
     "VeLO, CAM": "#2b8f8a",
     "Lion": "#b5651d",
     "Adam": "#d9822b",
@@ -35,7 +35,7 @@ def _label_between_decades(ax: Axes) -> None:
         low, high = ax.get_ylim()
         if high < 4 * low:
             return f"{x:.3g}"
-        return f"{x:.1g}" if high < 1000 * low and f"{x:.1e}"[:3] in ("2.0", "3.0", "5.0") else ""
+        return f"{x:g}" if high < 1000 * low and f"{x:.1e}"[:3] in ("2.0", "3.0", "5.0") else ""
 
     ax.yaxis.set_minor_formatter(label)
 
