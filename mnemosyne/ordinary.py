@@ -52,13 +52,8 @@ def ordinary_rule(config: Config = COORDINATE, memory: Memory | None = None) -> 
         return config.output_scale * linear(theta["out"], jax.nn.gelu(linear(theta["up"], layer_norm(x))))[..., 0]
 
     def step(theta: Theta, state: State, g: Array) -> tuple[State, Array]:
-        x, after = linear(theta["embed"], two_inputs(g, config.magnitude)), []
-        for encoder, remembered in zip(theta["encoders"], state, strict=True):
-            pattern = layer_norm(x)
-            remembered, recalled = memory.step(encoder["memory"], remembered, pattern, pattern)
-            x = feedforward(encoder, x + recalled)
-            after.append(remembered)
-        return tuple(after), head(theta, x)
+        state, x = remember(memory, theta["encoders"], state, linear(theta["embed"], two_inputs(g, config.magnitude)))
+        return state, head(theta, x)
 
     def window(theta: Theta, state: State, g: Array) -> Array:
         x = linear(theta["embed"], two_inputs(g, config.magnitude))
@@ -79,6 +74,17 @@ def encoder_init(key: Array, config: Config, memory: Memory) -> Theta:
         "up": linear_init(up, d, width),
         "down": linear_init(down, width, d),
     }
+
+
+def remember(memory: Memory, encoders: list[Theta], state: State, x: Float[Array, "*s d"]) -> tuple[State, Array]:
+    """One step of stacked temporal encoders (§3.3): per encoder ξ ← ξ + memory(LN ξ), ξ ← ξ + W_2 gelu(W_1 LN ξ)."""
+    after = []
+    for encoder, remembered in zip(encoders, state, strict=True):
+        pattern = layer_norm(x)
+        remembered, recalled = memory.step(encoder["memory"], remembered, pattern, pattern)
+        x = feedforward(encoder, x + recalled)
+        after.append(remembered)
+    return tuple(after), x
 
 
 def feedforward(theta: Theta, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:
