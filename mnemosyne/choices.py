@@ -1,7 +1,7 @@
 """What the ablations choose between: a student to meta-train, and the optimizer that its weights become (App. B).
 
-Every choice is the paper's coordinate-wise rule with one argument swapped. Where two choices differ in numbers that
-leave all shapes as they are (a discount λ, which of several kernels, how projections are drawn), they are *cases* of one
+Every choice is the paper's coordinate-wise rule with one argument swapped. Where variants differ in numbers that leave
+all shapes as they are (a discount λ, which of several kernels, how projections are drawn), they are *cases* of one
 choice, and are meta-trained with all their seeds as one program.
 """
 
@@ -86,7 +86,9 @@ def numbers(discounts: Sequence[float]) -> Choice:
         return ordinary_rule(COORDINATE, cam(discount=discount, draw=one_draw_of(draws, draw)))
 
     plain = coordinatewise(cases, rule)
-    return plain._replace(run=lambda tasks, config, redrawn, **rest: Redrawing(plain.run(tasks, config, **rest), redrawn))
+    return plain._replace(
+        run=lambda tasks, config, redrawn, **rest: Redrawing(plain.run(tasks, config, **rest), redrawn)
+    )
 
 
 def one_map_of(maps: Sequence[FeatureMap], which: Int[Array, ""] | int) -> FeatureMap:

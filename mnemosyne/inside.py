@@ -20,7 +20,6 @@ from mnemosyne.features import (
     best_rho,
     favor_plus_plus,
     hyperbolic,
-    mean_square_sum,
     orthogonal_projections,
     positive,
 )
@@ -60,7 +59,7 @@ def follow(task: Task, theta: Theta, config: Config, steps: int, seed: int) -> T
     init_key, batch_key = jax.random.split(jax.random.key(seed))
     params = task.init(init_key)
     shapes = [p.shape for p in jax.tree.leaves(params)]
-    flat = lambda tree: join([a.reshape(-1, *a.shape[len(s) :]) for a, s in _with_shapes(tree, shapes)], _sizes(shapes))
+    flat = lambda tree: join(jax.tree.leaves(tree), shapes)
 
     def step(carry, t):
         params, state = carry
@@ -126,17 +125,12 @@ def preferences(weights: Float[Array, "p t t"], gradients: Float[Array, "t p"], 
     return found | {"distance from age alone": 0.5 * over(jnp.abs(weights - age), jnp.ones_like(weights))}
 
 
-def typical_maps(theta: Theta, address: Float[Array, "t p d"]) -> dict[str, FeatureMap]:
-    """FAVOR+, hyperbolic, and FAVOR++ at the ρ that is best for these queries and keys (Eq. 11)."""
-    q, k = (x.reshape(-1, x.shape[-1]) for x in queries_and_keys(theta, address))
-    rho = float(best_rho(mean_square_sum(q, k), q.shape[-1]))
-    return {"FAVOR+": positive, "hyperbolic": hyperbolic, "FAVOR++": favor_plus_plus(rho)}
-
-
 def estimator_variances(
     theta: Theta, address: Float[Array, "t p d"], m: int, pairs: int, seeds: Sequence[int], draws: int
 ) -> pd.DataFrame:
     """Var(φ(q)ᵀφ(k)) / K² with m features, for queries and keys that met in a training run.
+
+    FAVOR+, hyperbolic, and FAVOR++ at the ρ that is best for the pairs' mean ‖q+k‖² (Eq. 11).
 
     Args:
         theta: the memory's weights.
@@ -154,12 +148,13 @@ def estimator_variances(
     later, which = rng.integers(t, size=pairs), rng.integers(p, size=pairs)
     q, k = queries_and_keys(theta, address)
     q, k = q[later, which], k[rng.integers(later + 1), which]
-    s = np.asarray(jnp.sum((q + k) ** 2, axis=-1), np.float64)
+    s, n = np.asarray(jnp.sum((q + k) ** 2, axis=-1), np.float64), q.shape[-1]
+    rho = float(best_rho(s.mean(), n))
+    maps = {"FAVOR+": (positive, 1.0), "hyperbolic": (hyperbolic, 1.0), "FAVOR++": (favor_plus_plus(rho), rho)}
     rows = []
-    for name, phi in typical_maps(theta, address).items():
-        r, n = m // phi.per_projection, q.shape[-1]
-        rho = float(best_rho(s.mean(), n)) if name == "FAVOR++" else 1.0
-        formula = theory.relative_variance(s, n, rho, antithetic=name == "hyperbolic") / r
+    for name, (phi, at) in maps.items():
+        r = m // phi.per_projection
+        formula = theory.relative_variance(s, n, at, antithetic=phi is hyperbolic) / r
         drawn = trials.kernel_draws(phi, q, k, r, trials.keys_of(seeds, 5), draws, orthogonal_projections)
         for seed, measured in zip(seeds, drawn.var(axis=1, ddof=1), strict=True):
             found = {"map": name, "seed": seed, "pair": np.arange(pairs), "s": s}

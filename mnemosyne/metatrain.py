@@ -1,8 +1,8 @@
 """Run a meta-training to its end, and go on after a kill: the loop, its log, its checkpoints, its snapshots.
 
 What is run is a trainer: `truncated.Truncated` (paper App. B.1), `evolution.Evolution` (persistent evolution
-strategies), `search.Search` (whole runs) or `several.Several` (one of the first from several seeds). Each is a value with `start`, `iterate`, `tasks`, `config`, `chunk` and
-`save_every`; this module knows no more of it.
+strategies), `search.Search` (whole runs) or `several.Several` (some of the first kind side by side). Each is a value
+with `start`, `iterate`, `tasks`, `config`, `chunk` and `save_every`; this module knows no more of it.
 """
 
 import json

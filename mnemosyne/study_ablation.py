@@ -127,7 +127,9 @@ def compare(score: pd.DataFrame, variant: str, other: str, column: str) -> str:
     """
     a, b = (score[score.variant == v][column] for v in (variant, other))
     if not (len(a) and len(b)):
-        raise ValueError(f"no scores of {variant if len(b) else other!r}; there are {', '.join(score.variant.unique())}")
+        raise ValueError(
+            f"no scores of {variant if len(b) else other!r}; there are {', '.join(score.variant.unique())}"
+        )
     return "below" if a.max() < b.min() else "above" if a.min() > b.max() else "level"
 
 
