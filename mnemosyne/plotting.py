@@ -166,6 +166,3 @@ def variants(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
         by_seed = np.exp(np.log(group[y]).groupby([group[x], group.meta_seed]).mean().unstack())
         ax.plot(by_seed.index, by_seed.median(axis=1), color=color, label=variant)
         ax.fill_between(by_seed.index, by_seed.min(axis=1), by_seed.max(axis=1), color=color, alpha=0.12, lw=0)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:.3g}")
-    _label_between_decades(ax)
