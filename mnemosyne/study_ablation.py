@@ -133,19 +133,19 @@ def compare(score: pd.DataFrame, variant: str, other: str, column: str) -> str:
     return "below" if a.max() < b.min() else "above" if a.min() > b.max() else "level"
 
 
-def costs(rules: dict[str, Rule], parameters: int = 2_000, calls: int = 20) -> pd.DataFrame:
+def costs(rules: dict[str, Rule], parameters: int = 2_000, rounds: int = 7) -> pd.DataFrame:
     """What a rule needs per parameter: rows (variant, state_bytes, step_ns).
 
     Args:
         rules: by label.
         parameters: how many are stepped at once.
-        calls: steps a time is the mean of; each writes its state anew.
+        rounds: a time is the median of so many, the rules taking turns so that the machine's noise is shared.
     """
-    rows = []
+    held, steps, g = {}, {}, jax.random.normal(jax.random.key(1), (parameters,))
     for label, rule in rules.items():
-        state = rule.state((parameters,))
-        theta, g = rule.init(jax.random.key(0)), jax.random.normal(jax.random.key(1), (parameters,))
-        held = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / parameters
-        seconds = per_call(jax.jit(rule.step), theta, state, g, calls=calls)
-        rows.append({"variant": label, "state_bytes": held, "step_ns": 1e9 * seconds / parameters})
-    return pd.DataFrame(rows)
+        state, theta = rule.state((parameters,)), rule.init(jax.random.key(0))
+        held[label] = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / parameters
+        steps[label] = jax.jit(rule.step), theta, state, g
+    spent = pd.DataFrame([{label: per_call(*step, calls=2) for label, step in steps.items()} for _ in range(rounds)])
+    nanoseconds = 1e9 * spent.median() / parameters
+    return pd.DataFrame({"variant": list(rules), "state_bytes": held.values(), "step_ns": nanoseconds.to_numpy()})

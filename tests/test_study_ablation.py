@@ -77,6 +77,6 @@ def test_what_is_lost_counts_as_infinite():
 
 
 def test_costs_count_the_state():
-    rows = study_ablation.costs({"a": ordinary_rule(SMALL, cam(projections=4))}, parameters=50, calls=2)
+    rows = study_ablation.costs({"a": ordinary_rule(SMALL, cam(projections=4))}, parameters=50, rounds=2)
     assert rows.state_bytes[0] == 4 * 8 * (4 + 1)  # 8 features, a content of 4 and Ψ, float32
     assert rows.step_ns[0] > 0
