@@ -154,3 +154,15 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: 
     ax.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", shrinkA=2, shrinkB=2, **style))
     if text:
         ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08, text, ha="center", fontsize=6.5)
+
+
+def variants(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """Draw the median over meta-seeds of y against x, with a band from lowest to highest, a line per variant.
+
+    Each meta-seed's own y is a geometric mean over its tasks and their seeds.
+    """
+    colors = plt.colormaps["viridis"](np.linspace(0, 0.9, rows.variant.nunique()))
+    for color, (variant, group) in zip(colors, rows.groupby("variant", sort=False), strict=True):
+        by_seed = np.exp(np.log(group[y]).groupby([group[x], group.meta_seed]).mean().unstack())
+        ax.plot(by_seed.index, by_seed.median(axis=1), color=color, label=variant)
+        ax.fill_between(by_seed.index, by_seed.min(axis=1), by_seed.max(axis=1), color=color, alpha=0.12, lw=0)

@@ -207,6 +207,14 @@ def test_sets_build(digits):
     assert len({t.name for t in tasks}) == len(tasks)
 
 
+def test_an_ablation_is_small_and_measured_on_other_shapes(digits):
+    train, held_out = sets.ablation(digits, 2)
+    assert len({t.name for t in (*train, *held_out)}) == 4
+    assert [t.name.split()[0] for t in (*train, *held_out)] == ["mlp", "mlp", "mlp", "vit"]
+    for task in (*train, *held_out):
+        assert sum(p.size for p in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))) < 2_000
+
+
 def test_signs_are_binary_images(digits):
     signs = data.signs(digits.test)
     assert signs.shape == (300, 64)
