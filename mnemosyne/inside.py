@@ -3,7 +3,7 @@
 Notebooks 11 and 13 look at a rule while it trains a network. Nothing here changes what the rule does.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -52,25 +52,37 @@ def watched(memory: Memory) -> Memory:
     return Memory(memory.init, state, step, window)
 
 
-def follow(task: Task, theta: Theta, config: Config, steps: int, seed: int) -> Trace:
-    """Train a network by the paper's rule and keep gradients and addresses of all parameters that always have one."""
+def follow(task: Task, theta: Theta, config: Config, steps: int) -> Callable[[int], Trace]:
+    """Train a network by the paper's rule and keep gradients and addresses of all parameters that always have one.
+
+    Returns:
+        A function of a seed, which fixes initialisation and batches.
+    """
     memory = watched(cam(projections=config.projections, discount=config.discount))
     tx = drop_in(theta, ordinary_rule(config, memory), optax.identity())
-    init_key, batch_key = jax.random.split(jax.random.key(seed))
-    params = task.init(init_key)
-    shapes = [p.shape for p in jax.tree.leaves(params)]
+    shapes = [p.shape for p in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))]
     flat = lambda tree: join(jax.tree.leaves(tree), shapes)
 
-    def step(carry, t):
+    def step(carry, key):
         params, state = carry
-        g = jax.grad(task.loss)(params, task.batch(task.data, jax.random.fold_in(batch_key, t)))
+        g = jax.grad(task.loss)(params, task.batch(task.data, key))
         updates, state = tx.update(g, state, params)
         seen = [address for _, address in state[2].memory]
         return (optax.apply_updates(params, updates), state), (flat(g), [flat(a) for a in seen])
 
-    _, (g, addresses) = jax.jit(lambda c: jax.lax.scan(step, c, jnp.arange(steps)))((params, tx.init(params)))
-    alive = np.flatnonzero(np.asarray(g != 0).all(axis=0))  # a pixel that is always blank has none
-    return Trace(g[:, alive], [a[:, alive] for a in addresses])
+    @jax.jit
+    def trained(seed):
+        init_key, batch_key = jax.random.split(jax.random.key(seed))
+        keys = jax.vmap(lambda t: jax.random.fold_in(batch_key, t))(jnp.arange(steps))
+        params = task.init(init_key)
+        return jax.lax.scan(step, (params, tx.init(params)), keys)[1]
+
+    def of(seed: int) -> Trace:
+        g, addresses = trained(seed)
+        alive = np.flatnonzero(np.asarray(g != 0).all(axis=0))  # a pixel that is always blank has none
+        return Trace(g[:, alive], [a[:, alive] for a in addresses])
+
+    return of
 
 
 def attention_weights(

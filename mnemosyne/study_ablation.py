@@ -13,7 +13,7 @@ import pandas as pd
 from mnemosyne.bench import per_call
 from mnemosyne.choices import Choice
 from mnemosyne.coordinate import Rule
-from mnemosyne.evaluate import Contender
+from mnemosyne.evaluate import Contender, interval
 from mnemosyne.results import Run
 from mnemosyne.several import Several
 from mnemosyne.tasks import data, sets
@@ -120,17 +120,43 @@ def summary(score: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found).assign(variant=list(grouped.groups)).reset_index(drop=True)
 
 
-def compare(score: pd.DataFrame, variant: str, other: str, column: str) -> str:
-    """'below', 'above' or 'level': below, if every meta-seed of a variant has a lower loss than all of the other.
+def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
+    """Every variant's loss over a base's, meta-seed by meta-seed: the same optimizees and batches for both.
 
-    Were the two the same, three meta-seeds each would be below by chance once in 20 times.
+    Args:
+        score: of `scores`.
+        base: the variant to divide by.
+        column: `meta_loss` or `held_out_loss`.
+
+    Returns:
+        Rows (variant, ratio, low, high, found): the geometric mean with its 95% t-interval over meta-seeds, and 'below'
+        if the interval is below 1, 'above' if above, 'level' otherwise. Runs that were lost are left out of the mean
+        and decide on their own: who loses more of them is 'above'.
+
+    Raises:
+        ValueError: a base that has no scores.
     """
-    a, b = (score[score.variant == v][column] for v in (variant, other))
-    if not (len(a) and len(b)):
-        raise ValueError(
-            f"no scores of {variant if len(b) else other!r}; there are {', '.join(score.variant.unique())}"
-        )
-    return "below" if a.max() < b.min() else "above" if a.min() > b.max() else "level"
+    table = np.log(score.pivot(index="meta_seed", columns="variant", values=column))
+    if base not in table:
+        raise ValueError(f"no scores of {base!r}; there are {', '.join(score.variant.unique())}")
+    rows = []
+    for variant in score.variant.unique():
+        kept = np.isfinite(table[[variant, base]]).all(axis=1)
+        mean, half = interval((table[variant] - table[base])[kept]) if kept.any() else (np.nan, np.nan)
+        more = int(np.isinf(table[variant]).sum() - np.isinf(table[base]).sum())
+        sign = np.sign(more) or (mean - half > 0) - (mean + half < 0.0)
+        low, middle, high = np.exp([mean - half, mean, mean + half])
+        found = {"variant": variant, "ratio": middle, "low": low, "high": high}
+        rows.append(found | {"found": {-1: "below", 0: "level", 1: "above"}[int(sign)]})
+    return pd.DataFrame(rows)
+
+
+def compare(score: pd.DataFrame, variant: str, base: str, column: str) -> str:
+    """'below', 'above' or 'level', see `against`."""
+    of = against(score, base, column).set_index("variant").found
+    if variant not in of:
+        raise ValueError(f"no scores of {variant!r}; there are {', '.join(of.index)}")
+    return of[variant]
 
 
 def costs(rules: dict[str, Rule], parameters: int = 2_000, rounds: int = 7) -> pd.DataFrame:

@@ -60,7 +60,7 @@ def test_a_followed_run_is_the_rules_own():
     )
     rule = ordinary_rule(CONFIG)
     theta = rule.init(jax.random.key(0))
-    trace = inside.follow(task, theta, CONFIG, steps=4, seed=1)
+    trace = inside.follow(task, theta, CONFIG, steps=4)(1)
     assert trace.gradients.shape == (4, 3)
     assert [a.shape for a in trace.addresses] == [(4, 3, 4)] * 2
     init_key, batch_key = jax.random.split(jax.random.key(1))
