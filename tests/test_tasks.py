@@ -207,8 +207,11 @@ def test_sets_build(digits):
     assert len({t.name for t in tasks}) == len(tasks)
 
 
-def test_an_ablation_is_small_and_measured_on_other_shapes(digits):
-    train, held_out = sets.ablation(digits, 2)
+@pytest.mark.parametrize("side", [8, 28])
+def test_an_ablation_is_small_and_measured_on_other_shapes(digits, side):
+    few = digits.train.images[:9]
+    large = np.repeat(np.repeat(few, 4, axis=1), 4, axis=2)[:, 2:30, 2:30]  # as many pixels as MNIST's
+    train, held_out = sets.ablation(digits._replace(train=digits.train._replace(images=few if side == 8 else large)), 2)
     assert len({t.name for t in (*train, *held_out)}) == 4
     assert [t.name.split()[0] for t in (*train, *held_out)] == ["mlp", "mlp", "mlp", "vit"]
     for task in (*train, *held_out):
