@@ -8,14 +8,14 @@ import tyro
 
 from mnemosyne import zoo
 from mnemosyne.architectures import ARCHITECTURES
-from mnemosyne.recipes import SEARCHED, Selection, by_search, by_truncation, make_weights
+from mnemosyne.recipes import DIFFERENCES, SEARCHED, Selection, by_search, by_truncation, make_weights
 from mnemosyne.search import SearchConfig
 from mnemosyne.store import StoreError
 from mnemosyne.tasks import data
 from mnemosyne.truncated import MetaConfig
 
 Positional = tyro.conf.Positional
-TRUNCATED = tuple(name for name in ARCHITECTURES if name != "paced")
+TRUNCATED = tuple(name for name in ARCHITECTURES if name in DIFFERENCES and name != "paced")
 
 
 def reproduce(

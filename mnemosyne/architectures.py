@@ -9,10 +9,12 @@ import optax
 
 from mnemosyne.coordinate import COORDINATE, LIGHT, Rule, coordinate_rule, log_value
 from mnemosyne.memory import cam
+from mnemosyne.mixed import hybrid, super_learned
 from mnemosyne.optimizer import drop_in, scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.ordinary import ordinary_rule, stacked_rule
 from mnemosyne.pace import paced
 from mnemosyne.recurrent import lstm, s4
+from mnemosyne.tensorwise import tensorwise
 from mnemosyne.types import Learned
 from mnemosyne.velo import velo
 
@@ -38,10 +40,15 @@ COORDINATEWISE = {
 }
 """The paper's optimizer and its like: inputs as the paper has them, unless made odd and normalised per tensor."""
 
+LIGHT_LEARNED, TENSOR = COORDINATEWISE["light"].learned, tensorwise()
+
 ARCHITECTURES: dict[str, Learned] = {
     **{name: entry.learned for name, entry in COORDINATEWISE.items()},
     "velo_lstm": velo(lstm(hidden=64)),
     "velo_cam": velo(cam(projections=16, discount=0.1)),
     "paced": paced(*COORDINATEWISE["normalised"]),
+    "tensor": TENSOR,
+    "super": super_learned(LIGHT_LEARNED, TENSOR),
+    "hybrid": Learned(LIGHT_LEARNED.init, lambda theta: hybrid(LIGHT_LEARNED.make(theta))),
 }
-"""Every name `pretrained` may know."""
+"""Every name `pretrained` may know, once there are weights; "super" and "hybrid" take those of their parts."""

@@ -11,6 +11,7 @@ import pandas as pd
 
 from mnemosyne import zoo
 from mnemosyne.memory import cam
+from mnemosyne.mixed import state_bytes
 from mnemosyne.provenance import device, versions
 
 SIZES = (10_000, 100_000, 1_000_000)
@@ -32,8 +33,7 @@ def bench(sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> pd.DataFrame:
         timed = {}
         for name, tx in contenders.items():
             state = tx.init(params)
-            held = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / n
-            timed[name] = held, stepper(tx, grads, state), stepper_copy(tx.init(params))
+            timed[name] = state_bytes(tx, params) / n, stepper(tx, grads, state), stepper_copy(tx.init(params))
         spent = {name: ([], []) for name in timed}
         for _ in range(rounds):
             for name, (_, update, copy) in timed.items():

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mnemosyne.features import FeatureMap, hyperbolic, orthogonal_projections
-from mnemosyne.types import State, Theta
+from mnemosyne.types import Scalar, State, Theta
 
 # Keeps an empty memory from dividing by zero. Smaller, and 1/(φ(q)ᵀΨ)² overflows in the gradient; so a key so long
 # that its features vanish beside it is as good as not written, see the numerics of `cam`.
@@ -47,7 +47,9 @@ class CAMState(NamedTuple):
     Psi: Float[Array, "*s m"]  # Σ_i e^{−λ(t−i)} φ(k_i), float32
 
 
-def write(state: CAMState, phi_k: Float[Array, "*s m"], content: Float[Array, "*s c"], discount: float) -> CAMState:
+def write(
+    state: CAMState, phi_k: Float[Array, "*s m"], content: Float[Array, "*s c"], discount: float | Scalar
+) -> CAMState:
     """Add one pattern to the memory (Eq. 4).
 
         N ← e^{−λ} N + φ(k) cᵀ        Ψ ← e^{−λ} Ψ + φ(k)
@@ -56,7 +58,7 @@ def write(state: CAMState, phi_k: Float[Array, "*s m"], content: Float[Array, "*
         state: the memory before.
         phi_k: features of the key.
         content: what to remember under that key.
-        discount: λ ≥ 0 per step, a number and finite; 0 forgets nothing.
+        discount: λ ≥ 0 per step, a number and finite; 0 forgets nothing. Under `vmap` it may be one of several.
 
     Returns:
         The memory after, of the same size.
@@ -65,7 +67,7 @@ def write(state: CAMState, phi_k: Float[Array, "*s m"], content: Float[Array, "*
         ValueError: if the discount is not such a number.
     """
     check_memory(discount)
-    keep = math.exp(-discount)
+    keep = jnp.exp(-discount)
     return CAMState(N=keep * state.N + content[..., :, None] * phi_k[..., None, :], Psi=keep * state.Psi + phi_k)
 
 
@@ -84,7 +86,7 @@ def read(state: CAMState, phi_q: Float[Array, "*s m"]) -> Float[Array, "*s c"]:
 def cam(
     *,
     projections: int = 16,
-    discount: float = 0.1,
+    discount: float | Scalar = 0.1,
     feature_map: FeatureMap = hyperbolic,
     draw: Callable = orthogonal_projections,
 ) -> Memory:
@@ -145,9 +147,10 @@ def cam(
     return Memory(init_with_projections(projections, draw), state, step, window)
 
 
-def check_memory(discount: float, projections: int = 1) -> None:
-    """Raise a ValueError unless λ is a finite number ≥ 0 and r a whole number ≥ 1."""
-    if not isinstance(discount, int | float) or not 0 <= discount < math.inf:
+def check_memory(discount: float | Scalar, projections: int = 1) -> None:
+    """Raise a ValueError unless λ is a finite number ≥ 0, or one of several in a `vmap`, and r a whole number ≥ 1."""
+    number = isinstance(discount, int | float) and 0 <= discount < math.inf
+    if not number and not (isinstance(discount, jax.core.Tracer) and discount.shape == ()):
         raise ValueError(f"the discount λ must be one number ≥ 0 per step, got {discount!r}")
     if not isinstance(projections, int) or projections < 1:
         raise ValueError(f"a memory needs at least one random projection, got projections = {projections}")
@@ -218,7 +221,7 @@ def attend(
     phi_q: Float[Array, "t *s m"],
     phi_k: Float[Array, "t *s m"],
     content: Float[Array, "t *s c"],
-    discount: float,
+    discount: float | Scalar,
 ) -> Float[Array, "t *s c"]:
     """`write` and `read` over t patterns at once, as they would answer one after another (Eq. 3–5).
 
@@ -249,7 +252,7 @@ def attend(
     i = jnp.arange(chunk)
     added = jnp.einsum("nt...c,nt...m->n...cm", rows, phi_k * along(jnp.exp(-discount * (chunk - 1.0 - i))))
     start = jnp.concatenate([state.N, state.Psi[..., None, :]], axis=-2)
-    _, starts = jax.lax.scan(lambda s, new: (math.exp(-discount * chunk) * s + new, s), start, added)
+    _, starts = jax.lax.scan(lambda s, new: (jnp.exp(-discount * chunk) * s + new, s), start, added)
 
     age = i[:, None] - i[None, :]
     decay = jnp.where(age >= 0, jnp.exp(-discount * jnp.maximum(age, 0)), 0.0)

@@ -1,8 +1,8 @@
 """Run a meta-training to its end, and go on after a kill: the loop, its log, its checkpoints, its snapshots.
 
 What is run is a trainer: `truncated.Truncated` (paper App. B.1), `evolution.Evolution` (persistent evolution
-strategies) or `search.Search` (whole runs). Each is a value with `start`, `iterate`, `tasks`, `config`, `chunk` and
-`save_every`; this module knows no more of it.
+strategies), `search.Search` (whole runs) or `several.Several` (some of the first kind side by side). Each is a value
+with `start`, `iterate`, `tasks`, `config`, `chunk` and `save_every`; this module knows no more of it.
 """
 
 import json
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnemosyne import store
@@ -29,8 +30,9 @@ def meta_train(
     """Meta-train.
 
     Args:
-        trainer: a `Truncated`, an `Evolution` or a `Search`. Its `chunk` iterations are compiled into one program,
-            and a row of the log is their mean; every `save_every` iterations, θ and a checkpoint are saved.
+        trainer: a `Truncated`, an `Evolution`, a `Search` or a `Several`. Its `chunk` iterations are compiled into
+            one program, and a row of the log is their mean; every `save_every` iterations, θ and a checkpoint are
+            saved. A measurement of several runs is a list in the log.
         folder: where `log.jsonl`, `checkpoint.safetensors` and snapshots of θ go. If it holds a checkpoint of
             the same configuration, training goes on from there, and ends in the same bits as if it had never
             stopped.
@@ -58,7 +60,7 @@ def meta_train(
     while int(carry.iteration) < iterations:
         began = time.perf_counter()
         carry, measured = program(carry, data)
-        row = {"iteration": int(carry.iteration), **{k: float(v) for k, v in measured.items()}}
+        row = {"iteration": int(carry.iteration), **{k: np.asarray(v).tolist() for k, v in measured.items()}}
         row["seconds"] = round(time.perf_counter() - began, 3)
         log.append(row)
         if folder is not None:
@@ -83,7 +85,7 @@ def meta_adam(config: Any) -> optax.GradientTransformation:
 def _iterate(trainer: Any, carry: Any, data: tuple) -> tuple[Any, dict]:
     """A chunk of meta-steps in one program; measurements are their means."""
     carry, measured = jax.lax.scan(lambda c, _: trainer.iterate(c, data), carry, None, length=trainer.chunk)
-    return carry, jax.tree.map(jnp.mean, measured)
+    return carry, jax.tree.map(lambda a: jnp.mean(a, axis=0), measured)
 
 
 def _resume(folder: Path, start: Any, trainer: Any) -> tuple[Any, list[dict]]:

@@ -7,8 +7,7 @@ is a chain of three parts, each of which can be swapped or used alone:
     zero_nonfinite()  →  scale_by_tensor_rms()  →  scale_by_rule(theta, coordinate_rule(config))
 """
 
-import itertools
-import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,11 +15,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from mnemosyne.batches import join, scale_by_batches, split
 from mnemosyne.coordinate import COORDINATE, Config, Rule, coordinate_rule
 from mnemosyne.types import Params, State, Theta
 
 RMS_DECAY = 0.999
 """Decay of each tensor's running gradient size: long enough that the rule sees gradients shrink."""
+
+SMALL = 4096
+"""Tensors below so many elements go through a coordinate-wise rule together."""
 
 
 class ZeroNonfiniteState(NamedTuple):
@@ -124,16 +127,6 @@ def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
     return optax.chain(scale_by_tensor_rms(decay), own_in_float32)
 
 
-class ScaleByRuleState(NamedTuple):
-    """The rule's state for a single parameter, with a tree of arrays in the place of each array.
-
-    Each such tree has the parameters' structure and each array the parameter's shape in front, so a
-    sharding of the parameters is a sharding of the state.
-    """
-
-    memory: State
-
-
 def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
     """Turn gradients into updates by a learned rule, element by element.
 
@@ -144,59 +137,13 @@ def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
     Returns:
         A transformation. Updates are float32 and are to be *added* to parameters.
     """
-    inner = jax.tree.structure(jax.eval_shape(lambda: rule.state(())))
 
-    def init(params: Params) -> ScaleByRuleState:
-        def field(i):
-            return jax.tree.map(lambda p: jax.tree.leaves(rule.state(jnp.shape(p)))[i], params)
+    def step(memory: State, gradients: list[Array]) -> tuple[State, list[Array]]:
+        shapes = [g.shape for g in gradients]
+        memory, steps = rule.step(theta, memory, join(gradients, shapes))
+        return memory, split(steps, shapes)
 
-        return ScaleByRuleState(memory=inner.unflatten([field(i) for i in range(inner.num_leaves)]))
-
-    def update(updates, state, params=None):
-        del params
-        gradients, outer = jax.tree.flatten(updates)
-        fields = [outer.flatten_up_to(tree) for tree in inner.flatten_up_to(state.memory)]
-        steps, after = list(gradients), [list(field) for field in fields]
-        for batch in batches(gradients):
-            shapes = [gradients[i].shape for i in batch]
-            memory = inner.unflatten([join([field[i] for i in batch], shapes) for field in fields])
-            memory, step = rule.step(theta, memory, join([gradients[i] for i in batch], shapes))
-            for out, joined in zip([steps, *after], [step, *inner.flatten_up_to(memory)], strict=True):
-                for i, part in zip(batch, split(joined, shapes), strict=True):
-                    out[i] = part
-        return outer.unflatten(steps), ScaleByRuleState(inner.unflatten([outer.unflatten(f) for f in after]))
-
-    return optax.GradientTransformation(init, update)
-
-
-SMALL = 4096
-"""Tensors below so many elements go through the rule together."""
-
-
-def batches(tensors: list[Array]) -> list[list[int]]:
-    """Which tensors go through the rule in one call: each large one alone, all small ones together.
-
-    A network has few large tensors and many small ones. Apart, each small one would cost as much to compile and
-    to launch as a large one; together they cost one copy of a small state.
-    """
-    small = [i for i, t in enumerate(tensors) if t.size < SMALL]
-    return [[i] for i, t in enumerate(tensors) if t.size >= SMALL] + ([small] if small else [])
-
-
-def join(arrays: list[Array], shapes: list[tuple]) -> Array:
-    """Lay arrays [*shape …] of different shapes end to end: [p …]. A single one stays as it is."""
-    if len(arrays) == 1:
-        return arrays[0]
-    flat = [a.reshape(math.prod(s), *a.shape[len(s) :]) for a, s in zip(arrays, shapes, strict=True)]
-    return jnp.concatenate(flat)
-
-
-def split(joined: Array, shapes: list[tuple]) -> list[Array]:
-    """Undo `join`."""
-    if len(shapes) == 1:
-        return [joined]
-    parts = jnp.split(joined, list(itertools.accumulate(math.prod(s) for s in shapes))[:-1])
-    return [part.reshape(*s, *joined.shape[1:]) for part, s in zip(parts, shapes, strict=True)]
+    return scale_by_batches(rule.state, lambda shape: shape, step, SMALL)
 
 
 def mnemosyne(
@@ -240,7 +187,7 @@ def drop_in(
     rule: Rule,
     prepare: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformationExtraArgs:
-    """Make an optimizer for any network of any learned rule, with its inputs checked.
+    """Make an optimizer for any network of any coordinate-wise rule, with its inputs checked.
 
     Args:
         theta: the rule's weights.
@@ -250,12 +197,29 @@ def drop_in(
     Returns:
         The chain zero_nonfinite → prepare → scale_by_rule. Raises as `mnemosyne` does.
     """
-    chain = optax.chain(
-        zero_nonfinite(),
-        scale_by_tensor_rms() if prepare is None else prepare,
-        scale_by_rule(theta, rule),
-    )
-    memory = jax.eval_shape(lambda: rule.state(()))
+    single = jax.eval_shape(lambda: rule.state(()))
+    return checked(scale_by_rule(theta, rule), prepare, lambda updates, memory: _check_alike(updates, memory, single))
+
+
+def checked(
+    kernel: optax.GradientTransformation,
+    prepare: optax.GradientTransformation | None,
+    check: Callable[[Params, State], None],
+) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer for any network of a kernel that wants finite, prepared gradients.
+
+    Args:
+        kernel: what turns prepared gradients into updates; its state has a field `memory`.
+        prepare: what gradients go through first; `scale_by_tensor_rms()` by default.
+        check: (gradients, memory) → raises a ValueError where they do not belong together.
+
+    Returns:
+        The chain zero_nonfinite → prepare → kernel; updates have the gradients' dtypes.
+
+    Raises:
+        ValueError: at `init`, if a parameter is not a floating-point array; at `update`, as `check` does.
+    """
+    chain = optax.chain(zero_nonfinite(), scale_by_tensor_rms() if prepare is None else prepare, kernel)
 
     def init(params: Params):
         _check_floating(params)
@@ -263,7 +227,7 @@ def drop_in(
 
     def update(updates, state, params=None, **extra):
         del extra
-        _check_alike(updates, state[2].memory, memory)
+        check(updates, state[2].memory)
         steps, state = chain.update(updates, state, params)
         return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), steps, updates), state
 
@@ -285,15 +249,25 @@ def _check_floating(params: Params) -> None:
             )
 
 
-def _check_alike(updates: Params, memory: State, single: State) -> None:
-    """Compare the gradients' tree and shapes with those of the parameters that made the state."""
+def check_tree(updates: Params, memory: State, single: State) -> Params:
+    """Raise a ValueError unless the gradients' tree is that of the parameters which made the memory.
+
+    Returns:
+        One of the memory's trees, an array for every parameter.
+    """
     tree = jax.tree.structure(single).flatten_up_to(memory)[0]
-    extra = len(jax.tree.leaves(single)[0].shape)
     if jax.tree.structure(updates) != jax.tree.structure(tree):
         raise ValueError(
             "the gradients' tree differs from that of the parameters this state was initialised with:\n"
             f"  gradients   {jax.tree.structure(updates)}\n  parameters  {jax.tree.structure(tree)}"
         )
+    return tree
+
+
+def _check_alike(updates: Params, memory: State, single: State) -> None:
+    """Compare the gradients' tree and shapes with those of the parameters that made the state."""
+    tree = check_tree(updates, memory, single)
+    extra = len(jax.tree.leaves(single)[0].shape)
     pairs = zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(tree), strict=True)
     for (path, g), m in pairs:
         shape = m.shape[: m.ndim - extra]

@@ -4,6 +4,8 @@ Both feed each parameter's (log|g|, sign g) to a stack of memories, as one patte
 `coordinate.coordinate_rule` is our odd variant of the first. What a rule remembers with is one argument.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -18,7 +20,9 @@ def two_inputs(g: Float[Array, "*s"], p: float) -> Float[Array, "*s 2"]:
     return jnp.concatenate(log_sign(g, p), axis=-1)
 
 
-def ordinary_rule(config: Config = COORDINATE, memory: Memory | None = None) -> Rule:
+def ordinary_rule(
+    config: Config = COORDINATE, memory: Memory | None = None, represent: Callable = two_inputs, inputs: int = 2
+) -> Rule:
     """Build the rule as the paper draws it: embed → temporal encoders → MLP (§3.4, Fig. 2a).
 
         ξ ← W [log|g|/p, sign g] + b;   per encoder:  ξ ← ξ + memory(LN ξ),  ξ ← ξ + W_2 gelu(W_1 LN ξ);
@@ -27,6 +31,8 @@ def ordinary_rule(config: Config = COORDINATE, memory: Memory | None = None) -> 
     Args:
         config: the sizes.
         memory: what each encoder remembers with; the paper's CAM of `config`'s sizes by default.
+        represent: (gradient, p) → numbers [*s inputs], what the rule sees.
+        inputs: how many.
 
     Returns:
         A `Rule`; its updates at zero gradient are whatever was learned, not zero.
@@ -39,7 +45,7 @@ def ordinary_rule(config: Config = COORDINATE, memory: Memory | None = None) -> 
     def init(key: Array) -> Theta:
         embed, up, out, *encoders = jax.random.split(key, 3 + config.encoders)
         return {
-            "embed": linear_init(embed, 2, d),
+            "embed": linear_init(embed, inputs, d),
             "encoders": [encoder_init(k, config, memory) for k in encoders],
             "up": linear_init(up, d, d),
             "out": linear_init(out, d, 1, gain=0.1),
@@ -52,16 +58,11 @@ def ordinary_rule(config: Config = COORDINATE, memory: Memory | None = None) -> 
         return config.output_scale * linear(theta["out"], jax.nn.gelu(linear(theta["up"], layer_norm(x))))[..., 0]
 
     def step(theta: Theta, state: State, g: Array) -> tuple[State, Array]:
-        x, after = linear(theta["embed"], two_inputs(g, config.magnitude)), []
-        for encoder, remembered in zip(theta["encoders"], state, strict=True):
-            pattern = layer_norm(x)
-            remembered, recalled = memory.step(encoder["memory"], remembered, pattern, pattern)
-            x = feedforward(encoder, x + recalled)
-            after.append(remembered)
-        return tuple(after), head(theta, x)
+        state, x = remember(memory, theta["encoders"], state, linear(theta["embed"], represent(g, config.magnitude)))
+        return state, head(theta, x)
 
     def window(theta: Theta, state: State, g: Array) -> Array:
-        x = linear(theta["embed"], two_inputs(g, config.magnitude))
+        x = linear(theta["embed"], represent(g, config.magnitude))
         for encoder, remembered in zip(theta["encoders"], state, strict=True):
             pattern = layer_norm(x)
             x = feedforward(encoder, x + memory.window(encoder["memory"], remembered, pattern, pattern))
@@ -79,6 +80,17 @@ def encoder_init(key: Array, config: Config, memory: Memory) -> Theta:
         "up": linear_init(up, d, width),
         "down": linear_init(down, width, d),
     }
+
+
+def remember(memory: Memory, encoders: list[Theta], state: State, x: Float[Array, "*s d"]) -> tuple[State, Array]:
+    """One step of stacked temporal encoders (§3.3): per encoder ξ ← ξ + memory(LN ξ), ξ ← ξ + W_2 gelu(W_1 LN ξ)."""
+    after = []
+    for encoder, remembered in zip(encoders, state, strict=True):
+        pattern = layer_norm(x)
+        remembered, recalled = memory.step(encoder["memory"], remembered, pattern, pattern)
+        x = feedforward(encoder, x + recalled)
+        after.append(remembered)
+    return tuple(after), x
 
 
 def feedforward(theta: Theta, x: Float[Array, "*s d"]) -> Float[Array, "*s d"]:

@@ -156,3 +156,32 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: 
     ax.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", shrinkA=2, shrinkB=2, **style))
     if text:
         ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08, text, ha="center", fontsize=6.5)
+
+
+def variants(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
+    """Draw y against x, a thin line per variant and meta-seed and a thick one for their median.
+
+    Each meta-seed's own y is a geometric mean over its tasks and their seeds.
+    """
+    colors = plt.colormaps["viridis"](np.linspace(0, 0.9, rows.variant.nunique()))
+    for color, (variant, group) in zip(colors, rows.groupby("variant", sort=False), strict=True):
+        by_seed = np.exp(np.log(group[y]).groupby([group[x], group.meta_seed]).mean().unstack())
+        ax.plot(by_seed.index, by_seed, color=color, lw=0.5, alpha=0.6)
+        ax.plot(by_seed.index, by_seed.median(axis=1), color=color, label=variant)
+
+
+def sweep(ax: Axes, score: pd.DataFrame, points: dict[str, float], y: str) -> None:
+    """Draw a loss against the value that variants differ in: thin lines are meta-seeds, the thick one their median.
+
+    Args:
+        ax: to draw on.
+        score: of `study_ablation.scores`.
+        points: variant → value.
+        y: the column of the loss.
+    """
+    ordered = sorted(points, key=points.get)
+    by_seed = score.pivot(index="variant", columns="meta_seed", values=y).loc[ordered]
+    color, places = COLORS["Mnemosyne"], range(len(ordered))
+    ax.plot(places, by_seed, color=color, lw=0.5, alpha=0.6)
+    ax.plot(places, by_seed.median(axis=1), "o-", color=color, ms=4)
+    ax.set_xticks(places, [f"{points[v]:g}" for v in ordered])

@@ -59,6 +59,7 @@ DIFFERENCES = {
     "s4": "the blocks of `coordinate` with a diagonal state-space model (S4D) of four states a channel as memory",
     "velo_lstm": "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
     "without its large-scale meta-training",
+    "tensor": "each tensor's gradient is divided by its running size; chunks of 128 elements, two levels of pooling",
     "velo_cam": "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
 }
 """What sets each apart, for its card."""

@@ -14,25 +14,33 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
 import pandas as pd
 
+from mnemosyne import store
 from mnemosyne.evaluate import Contender, train
+from mnemosyne.metatrain import meta_train, read_log
 from mnemosyne.provenance import device, versions
 from mnemosyne.scale import Scale, scale_named
-from mnemosyne.types import Task
+from mnemosyne.types import Task, Theta
 
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
 THEORY = {"explore.py", "study_capacity.py", "study_features.py", "study_rivals.py", "theory.py", "trials.py"}
+THEORY |= {"inside.py", "study_ablation.py"}
 
-META = {"evolution.py", "metatrain.py", "recipes.py", "search.py", "students.py", "truncated.py"}
+META = {"choices.py", "metatrain.py", "several.py", "students.py", "truncated.py"}
+OTHER_META = {"evolution.py", "recipes.py", "search.py"}
 
-NOT_IN_TRAINING = {*PRESENTATION, *THEORY, *META, "baselines.py", "scale.py", "sets.py", "store.py", "zoo.py"}
-"""Nor do these take part when a network is trained by an optimizer that is given, with rates that are given."""
+NOT_IN_META_TRAINING = {*PRESENTATION, *THEORY, *OTHER_META, "baselines.py", "scale.py", "store.py", "zoo.py"}
+"""Nor do these when a choice of an ablation is meta-trained on tasks that are given."""
+
+NOT_IN_TRAINING = {*NOT_IN_META_TRAINING, *META, "sets.py"}
+"""Nor these when a network is trained by an optimizer that is given, with rates that are given."""
 
 VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
 
@@ -115,6 +123,25 @@ class Run:
             rows = train(task, contender, seeds=self.seeds, steps=steps, every=self.scale.every)
             _write(path, rows.to_csv(index=False))
         return pd.read_csv(path)
+
+    def meta_train(self, name: str, trainer: Any) -> tuple[Theta, list[dict]]:
+        """`metatrain.meta_train`, once: (θ, log).
+
+        A second call reads what the first wrote, and a killed one goes on from its last checkpoint. The key is a
+        name, which must tell rules apart whose weights have the same shapes, the weights' shapes, configuration and
+        tasks' names, the code that meta-trains, and versions.
+        """
+        like = jax.eval_shape(trainer.start).theta
+        shapes = jax.tree.map(lambda a: (a.shape, str(a.dtype)), like)
+        what = [name, asdict(trainer.config), [t.name for t in trainer.tasks], shapes]
+        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_META_TRAINING)}".encode())
+        folder = root() / "data" / "cache" / "meta-training" / key.hexdigest()[:24]
+        end = folder / f"theta-{trainer.config.iterations:06d}.safetensors"
+        checkpoint = folder / "checkpoint.safetensors"
+        if checkpoint.exists() or not end.exists():
+            meta_train(trainer, folder=folder)
+            checkpoint.unlink()  # holds every optimizee's memories: a hundred times θ
+        return store.load_tree(end, like), list(read_log(folder))
 
     def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""

@@ -22,6 +22,11 @@ class Scale:
     every_task: int  # one in so many of the meta-test tasks is run
     draws: int  # of random projections, per seed and point of a Monte Carlo estimate
     trials: int  # of a random retrieval, per seed and cell
+    one_in: int  # one in so many values of an ablation's sweep is run
+    ablation_iterations: int  # meta-steps of each variant
+    ablation_seeds: int  # meta-seeds of each variant
+    ablation_tasks: int  # networks to meta-train on, and as many to measure on
+    ablation_steps: int  # of a network that a meta-trained variant is measured on
 
 
 QUICK = Scale(
@@ -40,6 +45,11 @@ QUICK = Scale(
     every_task=7,
     draws=20_000,
     trials=40,
+    one_in=3,
+    ablation_iterations=20,
+    ablation_seeds=3,
+    ablation_tasks=1,
+    ablation_steps=100,
 )
 LAPTOP = Scale(
     name="laptop",
@@ -57,6 +67,11 @@ LAPTOP = Scale(
     every_task=1,
     draws=400_000,
     trials=400,
+    one_in=1,
+    ablation_iterations=300,
+    ablation_seeds=3,
+    ablation_tasks=2,
+    ablation_steps=300,
 )
 PAPER = replace(
     LAPTOP,
@@ -70,6 +85,9 @@ PAPER = replace(
     pictures=("mnist", "cifar10", "cifar100"),
     draws=4_000_000,
     trials=4_000,
+    ablation_iterations=2_000,
+    ablation_seeds=5,
+    ablation_steps=1_000,
 )
 
 SCALES = {s.name: s for s in (QUICK, LAPTOP, PAPER)}

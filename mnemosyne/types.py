@@ -10,7 +10,7 @@ Params = Any  # a pytree of floating-point arrays: what an optimizer trains
 Theta = Any  # a pytree of arrays: what meta-training trains, i.e. the learned optimizer itself
 State = Any  # a pytree of arrays carried from one step to the next
 Data = Any  # a pytree of arrays that stays on the device: all examples of a task
-Batch = Any  # a pytree of arrays with a leading axis of examples
+Batch = Any  # a pytree of arrays with a leading axis of examples, and whatever else a loss reads, as it is
 Scalar = Float[Array, ""]
 
 

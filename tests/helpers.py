@@ -1,10 +1,13 @@
 """What several tests share: checks of a contract, and slow, obvious references in float64 NumPy loops."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mnemosyne.metatrain import meta_train
+from mnemosyne.spatial import encode
+from mnemosyne.types import Task
 
 
 def sequence(seed, t, *shape):
@@ -57,6 +60,35 @@ def check_resumed(trainer, folder, die_at):
     return whole
 
 
+def quadratic(name, size):
+    """A noisy quadratic bowl: a task whose gradients can be written down."""
+
+    def batch(data, key):
+        return data + 0.1 * jax.random.normal(key, data.shape)
+
+    loss = lambda params, target: jnp.mean((params["x"] - target) ** 2) + 0.1
+    init = lambda key: {"x": jax.random.normal(key, (size,))}
+    return Task(name, jnp.arange(size, dtype=jnp.float32), init, batch, loss, lambda params, data: {})
+
+
+def slow_pool(theta, tokens, length):
+    """Chunk after chunk without padding, every token of it encoded, and the first one's encoding taken."""
+    out = []
+    for start in range(0, len(tokens), length):
+        together = jnp.concatenate([theta["token"][None], tokens[start : start + length]])
+        out.append(encode(theta["encoder"], together, together, jnp.ones(len(together), bool))[0])
+    return jnp.stack(out) if out else jnp.zeros((0, theta["token"].size))
+
+
+def slow_hierarchy(levels, tokens, length):
+    """§3.2.1 as it is told: pool, and again while there is more than one and a level is left."""
+    tokens = slow_pool(levels[0], tokens, length)
+    for theta in levels[1:]:
+        if len(tokens) > 1:
+            tokens = slow_pool(theta, tokens, length)
+    return tokens
+
+
 def exact_kernel(x, y):
     """K(x, y) = exp(xᵀy)."""
     return np.exp(np.sum(np.asarray(x, np.float64) * np.asarray(y, np.float64), axis=-1))
@@ -73,6 +105,16 @@ def discounted_attention(phi_q, phi_k, content, discount):
             numerator += weight * content[i]
             denominator += weight
         outs.append(numerator / denominator)
+    return np.array(outs)
+
+
+def linear_attention(phi_q, phi_k, content):
+    """Non-causal attention with features: for every query a weighted mean of all contents."""
+    phi_q, phi_k, content = (np.asarray(a, np.float64) for a in (phi_q, phi_k, content))
+    outs = []
+    for q in phi_q:
+        weights = [q @ k for k in phi_k]
+        outs.append(sum(w * c for w, c in zip(weights, content, strict=True)) / sum(weights))
     return np.array(outs)
 
 

@@ -107,6 +107,21 @@ def test_a_discount_that_is_no_number_at_least_zero_is_refused(discount):
         cam(discount=discount)
 
 
+def test_discounts_under_vmap_are_discounts_one_by_one():
+    x, values = sequence(1, 5, 3), (0.0, 0.1, 1.0)
+    theta = cam(projections=4).init(jax.random.key(0), 3, 3, 2)
+
+    def both(discount):
+        memory = cam(projections=4, discount=discount)
+        _, outs = run(memory, theta, memory.state((), 3, 3), x, x)
+        return outs, memory.window(theta, memory.state((), 3, 3), x, x)
+
+    together = jax.vmap(both)(jnp.array(values))
+    for i, value in enumerate(values):
+        for got, wanted in zip(together, both(value), strict=True):
+            assert np.allclose(got[i], wanted, rtol=1e-5, atol=1e-6)
+
+
 def test_no_projection_is_refused():
     with pytest.raises(ValueError, match="at least one random projection"):
         cam(projections=0)

@@ -16,6 +16,7 @@ from mnemosyne import plotting, reproduce, results
 from mnemosyne.evaluate import Contender
 from mnemosyne.results import Claim, open_run
 from mnemosyne.scale import SCALES, scale_named
+from mnemosyne.several import Several
 from mnemosyne.types import Task
 
 CELLS = {
@@ -47,6 +48,9 @@ def test_scales_divide():
         assert scale.short_steps % scale.every == 0
         assert all(m % scale.every == 0 and m <= scale.steps for m in scale.marks)
         assert scale.meta_iterations % 10 == 0
+        assert scale.ablation_iterations % Several.chunk == 0
+        assert scale.ablation_steps % scale.every == 0
+        assert scale.ablation_seeds >= 3
 
 
 def test_unknown_scale_seed_and_notebook_are_refused(checkout):
@@ -224,6 +228,17 @@ def test_plots_draw_every_series():
     plotting.box(ax, 0, 0, 1, 1, "box")
     plotting.arrow(ax, (0, 0), (1, 1), "arrow")
     assert [t.get_text() for t in ax.texts] == ["box", "arrow"]
+    plt.close("all")
+
+
+def test_variants_are_medians_with_a_band_from_lowest_to_highest():
+    losses = {0: (1.0, 4.0), 1: (3.0, 3.0), 2: (9.0, 9.0)}  # two tasks each; meta-seed 0's geometric mean is 2
+    rows = [("a", k, step, x / step) for k, xs in losses.items() for x in xs for step in (1, 2)]
+    _, ax = plt.subplots()
+    plotting.variants(ax, pd.DataFrame(rows, columns=["variant", "meta_seed", "step", "loss"]), "step", "loss")
+    assert np.allclose(ax.lines[0].get_ydata(), [3.0, 1.5])
+    extent = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (extent.min(), extent.max()) == pytest.approx((1.0, 9.0))
     plt.close("all")
 
 

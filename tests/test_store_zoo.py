@@ -51,8 +51,14 @@ def test_shipped_weights_load_and_have_card_and_log(name):
     assert np.isfinite(log.loss).all()
 
 
-def test_every_architecture_has_weights():
-    assert zoo.available() == sorted(ARCHITECTURES)
+UNTRAINED = {"tensor", "super", "hybrid"}
+
+
+def test_every_architecture_has_weights_but_these():
+    assert zoo.available() == sorted(ARCHITECTURES.keys() - UNTRAINED)
+    for name in UNTRAINED:
+        with pytest.raises(ValueError, match=f"no weights named '{name}'"):
+            mnemosyne.pretrained(name)
 
 
 def test_all_weights_stay_below_two_megabytes():

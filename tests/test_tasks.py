@@ -123,6 +123,21 @@ def test_digits(digits):
     assert set(np.asarray(labels)) == set(range(10))
 
 
+def test_resizing_interpolates_and_changes_colours(digits):
+    larger = data.resize(digits, 16, 3)
+    assert larger.name == "digits 16×16×3"
+    assert larger.train.images.shape == (1197, 16, 16, 3)
+    assert larger.train.images.dtype == jnp.uint8
+    assert abs(larger.mean - digits.mean) < 0.01
+    assert np.array_equal(larger.train.images[..., 0], larger.train.images[..., 2])
+    flat = data.Split(jnp.full((2, 4, 4, 3), 90, jnp.uint8).at[..., 2].set(0), jnp.zeros(2, jnp.int32))
+    colour = data.Dataset("flat", flat, flat, flat, 0.0, 1.0)
+    assert (data.resize(colour, 6, 1).test.images == 60).all()
+    assert np.array_equal(data.resize(colour, 4, 3).test.images, flat.images)
+    with pytest.raises(ValueError, match="images of 3 channels do not become images of 2: 1 or 3"):
+        data.resize(colour, 4, 2)
+
+
 def test_pooling_is_a_mean(digits):
     pooled = data.pool(digits, 2)
     assert pooled.name == "digits/2"
@@ -190,6 +205,17 @@ def test_sets_build(digits):
     tasks = sets.build([m for m in sets.META_TRAIN if isinstance(m[0], MLPSpec)], digits)
     assert [t.name for t in tasks] == ["mlp 24 sigmoid digits", "mlp 20+28 relu digits/2", "mlp 36 sigmoid digits/2"]
     assert len({t.name for t in tasks}) == len(tasks)
+
+
+@pytest.mark.parametrize("side", [8, 28])
+def test_an_ablation_is_small_and_measured_on_other_shapes(digits, side):
+    few = digits.train.images[:9]
+    large = np.repeat(np.repeat(few, 4, axis=1), 4, axis=2)[:, 2:30, 2:30]  # as many pixels as MNIST's
+    train, held_out = sets.ablation(digits._replace(train=digits.train._replace(images=few if side == 8 else large)), 2)
+    assert len({t.name for t in (*train, *held_out)}) == 4
+    assert [t.name.split()[0] for t in (*train, *held_out)] == ["mlp", "mlp", "mlp", "vit"]
+    for task in (*train, *held_out):
+        assert sum(p.size for p in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))) < 2_000
 
 
 def test_signs_are_binary_images(digits):
@@ -341,7 +367,7 @@ def test_absent_and_misnamed_texts_are_errors(tmp_path, monkeypatch):
     monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path))
     with pytest.raises(data.DataError, match=r"(?s)86c4e6aa9db7.*data fetch shakespeare"):
         text.load_text("shakespeare")
-    with pytest.raises(data.DataError, match="synthetic, shakespeare, wikitext2"):
+    with pytest.raises(data.DataError, match="synthetic, shakespeare, wikitext2, gutenberg"):
         text.load_text("bible")
     with pytest.raises(data.DataError, match=r"text, not images.*load_text\('shakespeare'\)"):
         data.load("shakespeare")

@@ -11,21 +11,11 @@ from mnemosyne.coordinate import Config, coordinate_rule
 from mnemosyne.optimizer import drop_in, scale_by_tensor_rms
 from mnemosyne.students import by_coordinate, sample_coordinates, whole
 from mnemosyne.truncated import MetaConfig, Rollout, Truncated
-from mnemosyne.types import Learned, Task
+from mnemosyne.types import Learned
+from tests.helpers import quadratic
 
 SMALL = Config(hidden=4, projections=4, encoders=1, feedforward=6)
 META = MetaConfig(iterations=8, horizon=10, window=5, warmup=2, coordinates=16, replicas=2)
-
-
-def quadratic(name, size):
-    """A noisy quadratic bowl: a task whose gradients can be written down."""
-
-    def batch(data, key):
-        return data + 0.1 * jax.random.normal(key, data.shape)
-
-    loss = lambda params, target: jnp.mean((params["x"] - target) ** 2) + 0.1
-    init = lambda key: {"x": jax.random.normal(key, (size,))}
-    return Task(name, jnp.arange(size, dtype=jnp.float32), init, batch, loss, lambda params, data: {})
 
 
 TASKS = (quadratic("small", 3), quadratic("large", 7))

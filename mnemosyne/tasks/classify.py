@@ -96,7 +96,11 @@ def classify(data: Dataset, spec: MLPSpec | ViTSpec, batch_size: int = 64) -> Ta
     Returns:
         A `Task` whose metrics are the mean loss and the accuracy on the whole validation split.
     """
-    module = spec.module(data.classes)
+    return classifier(f"{spec} {data.name}", spec.module(data.classes), data, batch_size)
+
+
+def classifier(name: str, module: nn.Module, data: Dataset, batch_size: int) -> Task:
+    """The same for any module from images [n h w c] to logits [n classes], such as a `vision.VisionTransformer`."""
     shape = (1, *data.train.images.shape[1:])
     arrays = {"train": data.train, "validation": data.validation}
 
@@ -119,4 +123,4 @@ def classify(data: Dataset, spec: MLPSpec | ViTSpec, batch_size: int = 64) -> Ta
         logits, mean = cross_entropy(params, (standardise(data, held.images), held.labels))
         return {"loss": mean, "accuracy": jnp.mean(jnp.argmax(logits, -1) == held.labels)}
 
-    return Task(f"{spec} {data.name}", arrays, init, batch, loss, metrics)
+    return Task(name, arrays, init, batch, loss, metrics)

@@ -50,6 +50,8 @@ class DataError(Exception):
 
 
 NAMES = ("digits", *SOURCES)
+LOADERS = {"text": "text.load_text", "rows": "superglue.load_rows"}
+"""What loads data that are no images, by format."""
 
 
 def originals() -> Path:
@@ -80,8 +82,8 @@ def load(name: str) -> Dataset:
     if name == "digits":
         return _digits()
     source = _source(name)
-    if source.format == "text":
-        raise DataError(f"{name} is text, not images: mnemosyne.tasks.text.load_text({name!r})")
+    if source.format in LOADERS:
+        raise DataError(f"{name} is text, not images: mnemosyne.tasks.{LOADERS[source.format]}({name!r})")
     train, test = _read_idx(name) if source.format == "idx" else _read_cifar(name)
     kept = len(train.labels) - source.held_back
     parts = (Split(*(a[:kept] for a in train)), Split(*(a[kept:] for a in train)), test)
@@ -116,6 +118,31 @@ def pool(data: Dataset, factor: int) -> Dataset:
     return _dataset(f"{data.name}/{factor}", *parts, classes=data.classes)
 
 
+def resize(data: Dataset, side: int, channels: int) -> Dataset:
+    """Interpolate images linearly to another side, as a model that was trained on others wants them.
+
+    Args:
+        data: images.
+        side: of the new ones, pixels.
+        channels: 1 averages colours, 3 repeats grey.
+
+    Raises:
+        ValueError: if there is no such way from the data's channels to these.
+    """
+    c = data.train.images.shape[3]
+    if channels not in (1, c) and c != 1:
+        raise ValueError(f"images of {c} channels do not become images of {channels}: 1 or {c} can be had")
+
+    def change(part: Split) -> Split:
+        images = part.images.astype(jnp.float32)
+        images = images.mean(axis=3, keepdims=True) if channels == 1 else jnp.repeat(images, channels // c, axis=3)
+        shape = (len(images), side, side, channels)
+        return part._replace(images=jnp.round(jax.image.resize(images, shape, "linear")).astype(jnp.uint8))
+
+    parts = [change(p) for p in (data.train, data.validation, data.test)]
+    return _dataset(f"{data.name} {side}×{side}×{channels}", *parts, classes=data.classes)
+
+
 def paths(name: str) -> list[Path]:
     """Where a data set's originals belong, in the order of its source's files."""
     source = _source(name)
@@ -138,9 +165,11 @@ def verify(name: str) -> None:
         folder = source.folder or name
         remedy = f"To download it: python -m mnemosyne data fetch {name}"
         if not source.url:
-            remedy = (
-                f"These files have no public address: put them into {originals() / folder}, or use "
-                f"{INSTEAD[name]}, which is another data set and can be downloaded."
+            remedy = f"These files have no public address: put them into {originals() / folder}"
+            remedy += (
+                f", or use {INSTEAD[name]}, which is another data set and can be downloaded."
+                if name in INSTEAD
+                else "."
             )
         raise DataError(
             f"{name} is not usable:\n" + "\n".join(problems) + f"\n{remedy}\nIf you have the originals elsewhere, "

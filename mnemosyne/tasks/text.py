@@ -1,4 +1,4 @@
-"""Text as characters: a grammar's sentences, Shakespeare, Wikipedia.
+"""Text as characters: a grammar's sentences, Shakespeare, Wikipedia, books.
 
 grammar = load_text("synthetic")       # made in memory, always there
 plays = load_text("shakespeare")       # from the original file; an error says how to get it
@@ -14,7 +14,7 @@ from jaxtyping import Int
 from mnemosyne.tasks.data import DataError, paths, verify
 from mnemosyne.tasks.sources import SOURCES
 
-TEXTS = ("synthetic", "shakespeare", "wikitext2")
+TEXTS = ("synthetic", "shakespeare", "wikitext2", "gutenberg")
 OTHER = "\N{REPLACEMENT CHARACTER}"
 """Stands for every character outside the vocabulary."""
 
@@ -43,7 +43,9 @@ def load_text(name: str) -> Text:
     Args:
         name: one of `TEXTS`. "synthetic": 50,000 characters of a small grammar, the same each time. "shakespeare":
             65 characters, the last tenth is for validation. "wikitext2": its validation part to train on, its test
-            part for validation, in lower case, the 63 most frequent characters and one for all others.
+            part for validation, in lower case, the 63 most frequent characters and one for all others. "gutenberg":
+            17 books, the last half million characters for validation, the 127 most frequent characters and one for
+            all others.
 
     Returns:
         A `Text` whose numbers follow the order of the characters' code points.
@@ -51,17 +53,32 @@ def load_text(name: str) -> Text:
     Raises:
         DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.
     """
+    train, validation = read_text(name)
+    if name == "wikitext2":
+        return _text(name, train.lower(), validation.lower(), limit=64)
+    return _text(name, train, validation)
+
+
+def read_text(name: str) -> tuple[str, str]:
+    """Read a text as it is, to train on and for validation: what pieces of words are learnt from.
+
+    Args:
+        name: one of `TEXTS`, cut in two as `load_text` says.
+
+    Raises:
+        DataError: as `load_text`.
+    """
     if name == "synthetic":
         written = grammar(50_000)
-        return _text(name, written[:45_000], written[45_000:])
+        return written[:45_000], written[45_000:]
     if name not in TEXTS:
         raise DataError(f"unknown text {name!r}; there are {', '.join(TEXTS)}")
     verify(name)
     parts = [_read(path) for path in paths(name)]
-    if name == "shakespeare":
-        kept = len(parts[0]) - SOURCES[name].held_back
-        return _text(name, parts[0][:kept], parts[0][kept:])
-    return _text(name, parts[0].lower(), parts[1].lower(), limit=64)
+    if len(parts) == 2:
+        return parts[0], parts[1]
+    kept = len(parts[0]) - SOURCES[name].held_back
+    return parts[0][:kept], parts[0][kept:]
 
 
 NOUNS = ("cat", "dog", "bird", "horse", "queen", "sailor", "crow", "boy")

@@ -1,0 +1,177 @@
+"""The experiments of notebooks 10 to 12 as rows: choices meta-trained from several seeds, and what they are worth."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+
+from mnemosyne.bench import per_call
+from mnemosyne.choices import Choice
+from mnemosyne.coordinate import Rule
+from mnemosyne.evaluate import Contender, interval
+from mnemosyne.results import Run
+from mnemosyne.several import Several
+from mnemosyne.tasks import data, sets
+from mnemosyne.truncated import MetaConfig
+from mnemosyne.types import Task, Theta
+
+
+class Setting(NamedTuple):
+    """What all variants of an ablation share."""
+
+    tasks: tuple[Task, ...]  # to meta-train on
+    held_out: tuple[Task, ...]  # to measure on
+    config: MetaConfig
+    seeds: tuple[int, ...]  # of meta-training
+    steps: int  # on each held-out task
+
+
+def setting(run: Run) -> Setting:
+    """The setting of a run's scale: networks of some six hundred parameters, horizons of 100 steps, windows of 20."""
+    scale = run.scale
+    tasks, held_out = sets.ablation(data.load(scale.data), scale.ablation_tasks)
+    config = MetaConfig(iterations=scale.ablation_iterations, coordinates=400)
+    seeds = tuple(range(1000 * run.seed, 1000 * run.seed + scale.ablation_seeds))
+    return Setting(tasks, held_out, config, seeds, scale.ablation_steps)
+
+
+def ablate(run: Run, choices: Sequence[Choice], common: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Meta-train every case of every choice from every seed, then train held-out networks with what came of it.
+
+    Args:
+        run: keeps what is finished.
+        choices: each is one program, cases and seeds side by side.
+        common: see `setting`.
+
+    Returns:
+        Rows (variant, meta_seed, iteration, loss, failed, skipped) of meta-training, and rows (task, variant,
+        meta_seed, seed, step, train_loss, validation_<metric> …) on held-out networks.
+    """
+    parts = [_ablate(run, choice, common) for choice in choices]
+    curves, held_out = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
+    return curves, held_out
+
+
+def _ablate(run: Run, choice: Choice, common: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+    variants = [(label, seed) for label in choice.cases for seed in common.seeds]
+    numbers = tuple({"seed": seed, **choice.cases[label]} for label, seed in variants)
+
+    def one(seed, **rest):
+        return choice.run(common.tasks, replace(common.config, seed=seed), **rest)
+
+    name = " | ".join(choice.cases)
+    theta, log = run.meta_train(name, Several(one, numbers))
+    columns = {"variant": [v for v, _ in variants], "meta_seed": [s for _, s in variants]}
+    measured = ("loss", "failed", "skipped")
+    curves = pd.concat(
+        pd.DataFrame({**columns, "iteration": row["iteration"], **{k: row[k] for k in measured}}) for row in log
+    )
+    tables = {k: jnp.asarray([n[k] for n in numbers]) for k in numbers[0] if k != "seed"}
+
+    def make(i):
+        pick = lambda tree: jax.tree.map(lambda a: a[i], tree)
+        return choice.make(pick(theta), **pick(tables))
+
+    # All variants in one program: the "rate" is a variant's number.
+    contender = Contender(name, make, tuple(range(len(variants))), digest(theta))
+    rows = pd.concat(run.train(task, contender, common.steps) for task in common.held_out)
+    for column, values in columns.items():
+        rows[column] = np.asarray(values)[rows.rate.to_numpy(int)]
+    return curves, rows.drop(columns=["optimizer", "rate"])
+
+
+def digest(theta: Theta) -> str:
+    """A hash of weights."""
+    content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(theta))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def scores(curves: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:
+    """One row per variant and meta-seed: its loss late in meta-training, and on held-out networks.
+
+    Returns:
+        Rows (variant, meta_seed, meta_loss, held_out_loss). `meta_loss` is the mean over the last quarter of the
+        iterations; `held_out_loss` the geometric mean, over networks and their seeds, of the training loss at the last
+        step. What is not finite is infinite.
+    """
+    late = curves[curves.iteration > 0.75 * curves.iteration.max()]
+    last = held_out[held_out.step == held_out.step.max()]
+    log_mean = lambda v: np.exp(np.log(v.to_numpy()).mean())
+    by = ["variant", "meta_seed"]
+    meta = late.groupby(by, sort=False).loss.agg(lambda v: v.to_numpy().mean())
+    held = last.groupby(by, sort=False).train_loss.agg(log_mean)
+    found = pd.DataFrame({"meta_loss": meta, "held_out_loss": held}).reset_index()
+    return found.replace([np.nan, -np.inf], np.inf)
+
+
+def summary(score: pd.DataFrame) -> pd.DataFrame:
+    """Median, lowest and highest over meta-seeds of both losses: rows (variant, meta_loss, meta_low, …)."""
+    grouped = score.groupby("variant", sort=False)
+    found = {"variant": list(grouped.groups)}
+    for column in ("meta_loss", "held_out_loss"):
+        short = column.removesuffix("_loss")
+        of = grouped[column]
+        found |= {column: of.median(), f"{short}_low": of.min(), f"{short}_high": of.max()}
+    return pd.DataFrame(found).assign(variant=list(grouped.groups)).reset_index(drop=True)
+
+
+def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
+    """Every variant's loss over a base's, meta-seed by meta-seed: the same optimizees and batches for both.
+
+    Args:
+        score: of `scores`.
+        base: the variant to divide by.
+        column: `meta_loss` or `held_out_loss`.
+
+    Returns:
+        Rows (variant, ratio, low, high, found): the geometric mean with its 95% t-interval over meta-seeds, and 'below'
+        if the interval is below 1, 'above' if above, 'level' otherwise. Runs that were lost are left out of the mean
+        and decide on their own: who loses more of them is 'above'.
+
+    Raises:
+        ValueError: a base that has no scores.
+    """
+    table = np.log(score.pivot(index="meta_seed", columns="variant", values=column))
+    if base not in table:
+        raise ValueError(f"no scores of {base!r}; there are {', '.join(score.variant.unique())}")
+    rows = []
+    for variant in score.variant.unique():
+        kept = np.isfinite(table[[variant, base]]).all(axis=1)
+        mean, half = interval((table[variant] - table[base])[kept]) if kept.any() else (np.nan, np.nan)
+        more = int(np.isinf(table[variant]).sum() - np.isinf(table[base]).sum())
+        sign = np.sign(more) or (mean - half > 0) - (mean + half < 0.0)
+        low, middle, high = np.exp([mean - half, mean, mean + half])
+        found = {"variant": variant, "ratio": middle, "low": low, "high": high}
+        rows.append(found | {"found": {-1: "below", 0: "level", 1: "above"}[int(sign)]})
+    return pd.DataFrame(rows)
+
+
+def compare(score: pd.DataFrame, variant: str, base: str, column: str) -> str:
+    """'below', 'above' or 'level', see `against`."""
+    of = against(score, base, column).set_index("variant").found
+    if variant not in of:
+        raise ValueError(f"no scores of {variant!r}; there are {', '.join(of.index)}")
+    return of[variant]
+
+
+def costs(rules: dict[str, Rule], parameters: int = 2_000, rounds: int = 7) -> pd.DataFrame:
+    """What a rule needs per parameter: rows (variant, state_bytes, step_ns).
+
+    Args:
+        rules: by label.
+        parameters: how many are stepped at once.
+        rounds: a time is the median of so many, the rules taking turns so that the machine's noise is shared.
+    """
+    held, steps, g = {}, {}, jax.random.normal(jax.random.key(1), (parameters,))
+    for label, rule in rules.items():
+        state, theta = rule.state((parameters,)), rule.init(jax.random.key(0))
+        held[label] = sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / parameters
+        steps[label] = jax.jit(rule.step), theta, state, g
+    spent = pd.DataFrame([{label: per_call(*step, calls=2) for label, step in steps.items()} for _ in range(rounds)])
+    nanoseconds = 1e9 * spent.median() / parameters
+    return pd.DataFrame({"variant": list(rules), "state_bytes": held.values(), "step_ns": nanoseconds.to_numpy()})

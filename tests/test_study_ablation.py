@@ -1,0 +1,93 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from mnemosyne import study_ablation
+from mnemosyne.choices import coordinatewise
+from mnemosyne.coordinate import Config
+from mnemosyne.memory import cam
+from mnemosyne.ordinary import ordinary_rule
+from mnemosyne.results import open_run
+from mnemosyne.several import Several
+from mnemosyne.study_ablation import Setting
+from mnemosyne.truncated import MetaConfig
+from tests.test_truncated import quadratic
+
+SMALL = Config(hidden=4, projections=4, encoders=1, feedforward=6)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    for folder in ("notebooks", "mnemosyne"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "notebooks" / "10_x.ipynb").write_text("{}")
+    monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
+    monkeypatch.setattr(Several, "chunk", 2)
+    return open_run("10_x")
+
+
+def test_cases_and_seeds_come_back_by_name_and_are_made_once(run, monkeypatch):
+    rule = lambda discount: ordinary_rule(SMALL, cam(projections=4, discount=discount))
+    choice = coordinatewise({"λ = 0": {"discount": 0.0}, "λ = 1": {"discount": 1.0}}, rule)
+    config = MetaConfig(iterations=4, horizon=10, window=5, warmup=2, coordinates=16)
+    common = Setting((quadratic("a", 3),), (quadratic("b", 4),), config, (0, 1), steps=20)
+    curves, held_out = study_ablation.ablate(run, [choice], common)
+    assert len(curves) == 2 * 2 * 2
+    assert list(curves.variant.unique()) == list(held_out.variant.unique()) == ["λ = 0", "λ = 1"]
+    assert held_out.groupby(["variant", "meta_seed"]).seed.nunique().tolist() == [3, 3, 3, 3]
+    first = held_out[held_out.step == 0].groupby("seed").train_loss.nunique()
+    assert (first == 1).all()  # all variants start from the same networks
+    kept = list((run.tables.parents[1] / "cache" / "meta-training").glob("*/*"))
+    assert {p.name for p in kept} == {"config.json", "log.jsonl", "theta-000004.safetensors"}
+    monkeypatch.setattr("mnemosyne.results.meta_train", None)
+    monkeypatch.setattr("mnemosyne.results.train", None)
+    again = study_ablation.ablate(run, [choice], common)
+    assert again[0].equals(curves)
+    assert np.allclose(again[1].train_loss, held_out.train_loss)
+    score = study_ablation.scores(curves, held_out)
+    assert len(score) == 4
+    last = held_out[(held_out.step == 20) & (held_out.variant == "λ = 1") & (held_out.meta_seed == 1)].train_loss
+    assert np.isclose(score.held_out_loss[3], np.exp(np.log(last).mean()))
+
+
+def table(**losses):
+    rows = [(v, s, x, 2 * x) for v, xs in losses.items() for s, x in enumerate(xs)]
+    return pd.DataFrame(rows, columns=["variant", "meta_seed", "meta_loss", "held_out_loss"])
+
+
+def test_variants_are_compared_meta_seed_by_meta_seed():
+    score = table(a=[1.0, 2.0, 4.0], b=[1.2, 2.5, 4.9], c=[0.9, 2.6, 4.0], d=[np.inf, 0.1, 0.2])
+    compare = lambda a, b: study_ablation.compare(score, a, b, "meta_loss")
+    assert compare("a", "b") == "below"  # though the seeds' ranges overlap
+    assert compare("b", "a") == "above"
+    assert compare("a", "c") == compare("a", "a") == "level"
+    assert compare("d", "b") == "above"  # ahead in two, lost in the third
+    assert compare("b", "d") == "below"
+    with pytest.raises(ValueError, match="no scores of 'e'; there are a, b, c, d"):
+        compare("a", "e")
+    with pytest.raises(ValueError, match="no scores of 'e'; there are a, b, c, d"):
+        compare("e", "a")
+    logs = np.log([1.2, 1.25, 4.9 / 4])
+    half = 4.302653 * logs.std(ddof=1) / 3**0.5
+    row = study_ablation.against(score, "a", "meta_loss").set_index("variant").loc["b"]
+    assert np.allclose(np.log([row.low, row.ratio, row.high]), logs.mean() + half * np.array([-1, 0, 1]), rtol=1e-4)
+
+
+def test_a_summary_is_the_median_with_lowest_and_highest():
+    score = table(a=[1.0, 1.1, 1.2], c=[1.2, 1.3, 9.0])
+    short = study_ablation.summary(score).set_index("variant")
+    assert short.loc["c"].tolist() == pytest.approx([1.3, 1.2, 9.0, 2.6, 2.4, 18.0])
+
+
+def test_what_is_lost_counts_as_infinite():
+    curves = pd.DataFrame({"variant": "a", "meta_seed": 0, "iteration": [5, 10, 15, 20], "loss": [3.0, 2.0, 2.0, 1.0]})
+    held_out = pd.DataFrame({"variant": "a", "meta_seed": 0, "step": [0, 20, 20], "train_loss": [1.0, np.nan, 0.5]})
+    score = study_ablation.scores(curves, held_out)
+    assert score.meta_loss[0] == 1.0
+    assert np.isinf(score.held_out_loss[0])
+
+
+def test_costs_count_the_state():
+    rows = study_ablation.costs({"a": ordinary_rule(SMALL, cam(projections=4))}, parameters=50, rounds=2)
+    assert rows.state_bytes[0] == 4 * 8 * (4 + 1)  # 8 features, a content of 4 and Ψ, float32
+    assert rows.step_ns[0] > 0
