@@ -28,8 +28,8 @@ COLORS = {
 }
 
 
-def _label_between_decades(ax: Axes) -> None:
-    """Label a logarithmic y-axis between the powers of ten: 2, 3 and 5, or every tick if it spans little."""
+def log_losses(ax: Axes) -> None:
+    """Make the y-axis logarithmic, in plain numbers, with 2, 3 and 5 labelled too, or every tick if it spans little."""
 
     def label(x: float, _) -> str:
         low, high = ax.get_ylim()
@@ -37,6 +37,8 @@ def _label_between_decades(ax: Axes) -> None:
             return f"{x:.3g}"
         return f"{x:g}" if high < 1000 * low and f"{x:.1e}"[:3] in ("2.0", "3.0", "5.0") else ""
 
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:.3g}")
     ax.yaxis.set_minor_formatter(label)
 
 
@@ -61,9 +63,7 @@ def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         ax.plot(values.index, mean, label=label_of(optimizer, rate), **style)
         low = np.maximum(mean - half, 0.2 * mean)  # the axis is logarithmic: an interval cannot reach zero
         ax.fill_between(values.index, low, mean + half, color=style["color"], alpha=0.15, lw=0)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:.3g}")
-    _label_between_decades(ax)
+    log_losses(ax)
     ax.set_xlabel("step")
 
 
@@ -89,10 +89,8 @@ def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         else:
             ax.errorbar(rate, mean, half, color=color, marker="o", ms=3, capsize=2, label=optimizer)
     ax.set_xscale("log")
-    ax.set_yscale("log")
+    log_losses(ax)
     ax.set_xlabel("learning rate")
-    ax.yaxis.set_major_formatter("{x:.3g}")
-    _label_between_decades(ax)
 
 
 def meta_curve(ax: Axes, log: pd.DataFrame, column: str = "loss", label: str | None = None) -> None:

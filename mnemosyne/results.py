@@ -209,14 +209,28 @@ def notebooks() -> list[str]:
 
 def read_claims(scale: str, notebook: str) -> list[dict]:
     """The claims a notebook wrote at a scale; empty if it has not run."""
-    path = root() / "data" / "results" / scale / f"{notebook}.claims.json"
+    path = _result(scale, f"{notebook}.claims.json")
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def tables_before(scale: str, notebook: str) -> list[Path]:
+    """The tables that notebooks before this one have written, by their notes."""
+    names = {p.name for base in (root(), output()) for p in (base / "data" / "results" / scale).glob("*.meta.json")}
+    notes = [_result(scale, name) for name in sorted(names)]
+    written = [n for n in notes if json.loads(n.read_text())["notebook"] < notebook]
+    return [n.with_name(n.name.replace(".meta.json", ".csv")) for n in written]
+
+
 def read_table(scale: str, id: str) -> pd.DataFrame | None:
-    """A committed or fresh table, or None if that scale has not been run."""
-    path = root() / "data" / "results" / scale / f"{id}.csv"
+    """A fresh or committed table, or None if that scale has not been run."""
+    path = _result(scale, f"{id}.csv")
     return pd.read_csv(path) if path.exists() else None
+
+
+def _result(scale: str, file: str) -> Path:
+    """Where a result is: among this output's, or else the checkout's."""
+    fresh, committed = (base / "data" / "results" / scale / file for base in (output(), root()))
+    return fresh if fresh.exists() else committed
 
 
 def source_hash(apart_from: set[str] = PRESENTATION) -> str:

@@ -49,8 +49,8 @@ def ablate(run: Run, choices: Sequence[Choice], common: Setting) -> tuple[pd.Dat
         common: see `setting`.
 
     Returns:
-        Rows (variant, meta_seed, iteration, loss, failed, skipped) of meta-training, and rows (task, variant,
-        meta_seed, seed, step, train_loss, validation_<metric> …) on held-out networks.
+        Rows (variant, meta_seed, iteration, loss, imitation, failed, skipped) of meta-training, and rows (task,
+        variant, meta_seed, seed, step, train_loss, validation_<metric> …) on held-out networks.
     """
     parts = [_ablate(run, choice, common) for choice in choices]
     curves, held_out = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
@@ -67,7 +67,7 @@ def _ablate(run: Run, choice: Choice, common: Setting) -> tuple[pd.DataFrame, pd
     name = " | ".join(choice.cases)
     theta, log = run.meta_train(name, Several(one, numbers))
     columns = {"variant": [v for v, _ in variants], "meta_seed": [s for _, s in variants]}
-    measured = ("loss", "failed", "skipped")
+    measured = ("loss", "imitation", "failed", "skipped")
     curves = pd.concat(
         pd.DataFrame({**columns, "iteration": row["iteration"], **{k: row[k] for k in measured}}) for row in log
     )
