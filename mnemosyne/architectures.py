@@ -5,6 +5,7 @@ Every entry differs from another in one argument or two: a memory, a rule around
 
 from typing import NamedTuple
 
+import jax.numpy as jnp
 import optax
 
 from mnemosyne.coordinate import COORDINATE, LIGHT, Rule, coordinate_rule, log_value
@@ -40,15 +41,20 @@ COORDINATEWISE = {
 }
 """The paper's optimizer and its like: inputs as the paper has them, unless made odd and normalised per tensor."""
 
-LIGHT_LEARNED, TENSOR = COORDINATEWISE["light"].learned, tensorwise()
+LIGHT_LEARNED = COORDINATEWISE["light"].learned
+AVERAGED = tensorwise(prepare=optax.chain(optax.ema(0.9, accumulator_dtype=jnp.float32), scale_by_tensor_rms()))
 
 ARCHITECTURES: dict[str, Learned] = {
     **{name: entry.learned for name, entry in COORDINATEWISE.items()},
     "velo_lstm": velo(lstm(hidden=64)),
     "velo_cam": velo(cam(projections=16, discount=0.1)),
     "paced": paced(*COORDINATEWISE["normalised"]),
-    "tensor": TENSOR,
-    "super": super_learned(LIGHT_LEARNED, TENSOR),
+    "tensor": tensorwise(),
+    "tensor_averaged": AVERAGED,
+    "super": super_learned(LIGHT_LEARNED, AVERAGED),
     "hybrid": Learned(LIGHT_LEARNED.init, lambda theta: hybrid(LIGHT_LEARNED.make(theta))),
 }
-"""Every name `pretrained` may know, once there are weights; "super" and "hybrid" take those of their parts."""
+"""Every name `pretrained` may know, once there are weights."""
+
+PARTS = {"super": {"light": "light", "tensor": "tensor_averaged"}, "hybrid": "light"}
+"""Those that have no weights of their own, and whose they take in their place."""

@@ -60,6 +60,7 @@ DIFFERENCES = {
     "velo_lstm": "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
     "without its large-scale meta-training",
     "tensor": "each tensor's gradient is divided by its running size; chunks of 128 elements, two levels of pooling",
+    "tensor_averaged": "as tensor, but of gradients averaged over some ten steps (β = 0.9), at four bytes a parameter",
     "velo_cam": "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
 }
 """What sets each apart, for its card."""

@@ -6,6 +6,7 @@ import pytest
 import mnemosyne
 from mnemosyne import store, zoo
 from mnemosyne.architectures import ARCHITECTURES
+from mnemosyne.mixed import hybrid, super_mnemosyne
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -38,7 +39,7 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
         store.read(path)
 
 
-@pytest.mark.parametrize("name", zoo.available())
+@pytest.mark.parametrize("name", zoo.shipped())
 def test_shipped_weights_load_and_have_card_and_log(name):
     theta, learned = zoo.load_weights(zoo.path_of(name))
     assert learned is ARCHITECTURES[name]
@@ -51,7 +52,7 @@ def test_shipped_weights_load_and_have_card_and_log(name):
     assert np.isfinite(log.loss).all()
 
 
-UNTRAINED = {"tensor", "super", "hybrid"}
+UNTRAINED = {"tensor"}
 
 
 def test_every_architecture_has_weights_but_these():
@@ -61,8 +62,28 @@ def test_every_architecture_has_weights_but_these():
             mnemosyne.pretrained(name)
 
 
+def test_what_is_put_together_has_the_weights_of_its_parts():
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    grads = {"w": jnp.arange(6.0).reshape(3, 2) - 2.0, "b": jnp.array([0.5, -1.0])}
+
+    def first(tx):
+        return tx.update(grads, tx.init(params), params)[0]
+
+    whole, parts = (first(tx) for tx in (mnemosyne.pretrained("hybrid"), hybrid(mnemosyne.pretrained("light"))))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    light, tensor = mnemosyne.pretrained("light"), mnemosyne.pretrained("tensor_averaged")
+    whole, parts = (first(tx) for tx in (mnemosyne.pretrained("super"), super_mnemosyne(light, tensor)))
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert {p.stem for p in zoo.files_of("super")} == {"light", "tensor_averaged"}
+    assert len({zoo.digest(name) for name in ("super", "hybrid", "tensor_averaged")}) == 3
+    assert "# super" in zoo.card("super")
+    assert zoo.card("light") in zoo.card("super")
+    with pytest.raises(ValueError, match="no weights named 'super'"):
+        zoo.path_of("super")
+
+
 def test_all_weights_stay_below_two_megabytes():
-    assert sum(zoo.path_of(n).stat().st_size for n in zoo.available()) < 2e6
+    assert sum(zoo.path_of(n).stat().st_size for n in zoo.shipped()) < 2e6
 
 
 def test_an_unknown_name_suggests_a_near_one():
