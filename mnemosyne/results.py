@@ -30,8 +30,8 @@ from mnemosyne.types import Task, Theta
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
-THEORY = {"explore.py", "study_capacity.py", "study_features.py", "study_rivals.py", "theory.py", "trials.py"}
-THEORY |= {"inside.py", "study_ablation.py"}
+STUDIES = {"study_ablation.py", "study_capacity.py", "study_features.py", "study_rivals.py"}
+THEORY = {*STUDIES, "explore.py", "inside.py", "theory.py", "trials.py"}
 
 META = {"choices.py", "metatrain.py", "several.py", "students.py", "truncated.py"}
 OTHER_META = {"evolution.py", "recipes.py", "search.py"}

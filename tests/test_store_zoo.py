@@ -5,8 +5,8 @@ import pytest
 
 import mnemosyne
 from mnemosyne import store, zoo
-from mnemosyne.architectures import ARCHITECTURES
-from mnemosyne.mixed import hybrid, super_mnemosyne
+from mnemosyne.architectures import ARCHITECTURES, PARTS
+from mnemosyne.mixed import hybrid
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -89,7 +89,7 @@ def test_all_weights_stay_below_two_megabytes():
 def test_an_unknown_name_suggests_a_near_one():
     with pytest.raises(ValueError, match="did you mean 'coordinate'"):
         mnemosyne.pretrained("cordinate")
-    with pytest.raises(ValueError, match="There are: coordinate, light, lstm"):
+    with pytest.raises(ValueError, match="There are: coordinate, hybrid, light, lstm"):
         mnemosyne.pretrained("xyz")
 
 

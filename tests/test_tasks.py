@@ -6,14 +6,13 @@ import tarfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mnemosyne.tasks import cifar, data, sets, sources, text
 from mnemosyne.tasks.attention import patches
 from mnemosyne.tasks.builder import read_idx
 from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
-from tests.helpers import sequence
+from tests.helpers import fitted, sequence
 
 
 def idx(array):
@@ -159,20 +158,8 @@ SPECS = [MLPSpec((20, 28), "relu"), MLPSpec((20,), "sigmoid"), ViTSpec(2, 3, 16,
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_task_learns(digits, spec):
-    task = classify(digits, spec)
-    params = task.init(jax.random.key(0))
-    tx = optax.adam(1e-2)
-
-    def step(carry, key):
-        params, state = carry
-        loss, g = jax.value_and_grad(task.loss)(params, task.batch(task.data, key))
-        u, state = tx.update(g, state)
-        return (optax.apply_updates(params, u), state), loss
-
-    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jax.random.split(jax.random.key(1), 150)))
-    (after, _), losses = run(params)
+    losses, before, later = fitted(classify(digits, spec), steps=150, key=1)
     assert np.mean(losses[-10:]) < 0.6 * float(losses[0])
-    before, later = (jax.jit(task.metrics)(p, task.data) for p in (params, after))
     assert later["accuracy"] > before["accuracy"] + 0.2
     assert later["loss"] < before["loss"]
 

@@ -1,7 +1,7 @@
 """Small models pre-trained here, in the place of public ones that nothing downloads (paper Fig. 4–9, 16, 17).
 
 fashion = load("fashion_mnist")
-params, measured = pretrain_vit(fashion, steps=3_000, seed=0)
+params, measured = pretrain(vit_task(fashion), steps=3_000, seed=0)
 save_checkpoint(folder, VISION_NAMES, params)
 mnist = resize(load("mnist"), side=28, channels=1)
 task = classifier("last layer", VIT.clone(side=28), mnist, batch_size=128)  # see `regimes.trained_part`
@@ -32,11 +32,6 @@ def vit_task(images: Dataset, batch_size: int = 128) -> Task:
     """
     module = VIT.clone(side=images.train.images.shape[1], classes=images.classes)
     return classifier(f"vit {module.layers}x{module.hidden} {images.name}", module, images, batch_size)
-
-
-def pretrain_vit(images: Dataset, steps: int, seed: int) -> tuple[Params, dict[str, Scalar]]:
-    """Pre-train the stand-in of ViT, see `pretrain`."""
-    return pretrain(vit_task(images), steps, seed)
 
 
 def pretrain(task: Task, steps: int, seed: int) -> tuple[Params, dict[str, Scalar]]:
