@@ -41,20 +41,28 @@ COORDINATEWISE = {
 }
 """The paper's optimizer and its like: inputs as the paper has them, unless made odd and normalised per tensor."""
 
-LIGHT_LEARNED = COORDINATEWISE["light"].learned
-AVERAGED = tensorwise(prepare=optax.chain(optax.ema(0.9, accumulator_dtype=jnp.float32), scale_by_tensor_rms()))
+LIGHT_LEARNED, NORMALISED = COORDINATEWISE["light"].learned, COORDINATEWISE["normalised"].learned
+TENSOR = tensorwise()
+AVERAGED = tensorwise(prepare=optax.chain(scale_by_tensor_rms(), optax.ema(0.9, accumulator_dtype=jnp.bfloat16)))
 
 ARCHITECTURES: dict[str, Learned] = {
     **{name: entry.learned for name, entry in COORDINATEWISE.items()},
     "velo_lstm": velo(lstm(hidden=64)),
     "velo_cam": velo(cam(projections=16, discount=0.1)),
-    "paced": paced(*COORDINATEWISE["normalised"]),
-    "tensor": tensorwise(),
+    "paced": paced(NORMALISED),
+    "tensor": TENSOR,
     "tensor_averaged": AVERAGED,
-    "super": super_learned(LIGHT_LEARNED, AVERAGED),
+    "tensor_paced": paced(AVERAGED, jnp.bfloat16),
+    "super": super_learned(LIGHT_LEARNED, TENSOR),
+    "super_paced": paced(super_learned(NORMALISED, AVERAGED), jnp.bfloat16),
     "hybrid": Learned(LIGHT_LEARNED.init, lambda theta: hybrid(LIGHT_LEARNED.make(theta))),
 }
 """Every name `pretrained` may know, once there are weights."""
 
-PARTS = {"super": {"light": "light", "tensor": "tensor_averaged"}, "hybrid": "light"}
-"""Those that have no weights of their own, and whose they take in their place."""
+PARTS = {
+    "tensor_paced": {"direction": "tensor_averaged", "pace": "paced/pace"},
+    "super": {"light": "light", "tensor": "tensor"},
+    "super_paced": {"direction": {"light": "normalised", "tensor": "tensor_averaged"}, "pace": "paced/pace"},
+    "hybrid": "light",
+}
+"""Those that have no weights of their own, and whose they take in their place; "a/b" is the branch b of a's."""

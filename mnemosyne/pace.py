@@ -18,10 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
-from mnemosyne.coordinate import Rule
-from mnemosyne.optimizer import drop_in, root_mean_square, zero_nonfinite
+from mnemosyne.optimizer import root_mean_square, zero_nonfinite
 from mnemosyne.types import Learned, Params, State, Theta
 
 FEATURES = (
@@ -46,7 +45,7 @@ class PaceState(NamedTuple):
 
     direction: State  # of the direction's optimizer
     count: Int[Array, ""]  # int32, steps taken
-    step: Params  # tree of float32 arrays, the last update
+    step: Params  # tree of arrays, the last update
     agreement: Params  # tree of float32 [2], running cosines over 10 and 50 steps
     size: Params  # tree of float32 [3], running gradient sizes over 10 and 100 steps, and the latter's maximum
     course: Params  # tree of float32 scalars, the integral
@@ -118,12 +117,15 @@ def watch(
     return agreement, jnp.stack([short, long, jnp.maximum(size[2], long / (1.0 - 0.99**t))])
 
 
-def at_pace(theta: Theta, direction: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+def at_pace(
+    theta: Theta, direction: optax.GradientTransformation, step_dtype: DTypeLike = jnp.float32
+) -> optax.GradientTransformationExtraArgs:
     """Multiply an optimizer's updates, tensor by tensor, by exp(wᵀ f_t + b).
 
     Args:
         theta: {"w": [9], "b": [], "target": []}, the law.
         direction: any optimizer; gradients must be finite.
+        step_dtype: of the copy of the last update, which serves to take one cosine; bfloat16 halves its bytes.
 
     Returns:
         A transformation whose updates have the dtypes of the direction's.
@@ -133,12 +135,12 @@ def at_pace(theta: Theta, direction: optax.GradientTransformation) -> optax.Grad
     def init(params: Params) -> PaceState:
         inner = direction.init(params)
         numbers = lambda *shape: jax.tree.map(lambda _: jnp.zeros(shape, jnp.float32), params)
-        step = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
+        step = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), step_dtype), params)
         return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), starts(params))
 
     def advance(t, g, direction, step, agreement, size, course, start):
         """One tensor: (its update, its numbers)."""
-        agreement, size = watch(t, g, step, agreement, size)
+        agreement, size = watch(t, g, step.astype(jnp.float32), agreement, size)
         excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
         course = jnp.clip(course + _GAIN * excess, *_RANGE)
         log_pace = features(t, agreement, size, course, start, g) @ theta["w"] + theta["b"]
@@ -151,21 +153,22 @@ def at_pace(theta: Theta, direction: optax.GradientTransformation) -> optax.Grad
         gradients, tree = jax.tree.flatten(updates)
         fields = [tree.flatten_up_to(f) for f in (steps, *state[2:])]
         advanced = [advance(count.astype(jnp.float32), *tensor) for tensor in zip(gradients, *fields, strict=True)]
-        after = [tree.unflatten([tensor[i] for tensor in advanced]) for i in range(5)]
-        return jax.tree.map(lambda u, d: u.astype(d.dtype), after[0], steps), PaceState(inner, count, *after)
+        moved, *after = (tree.unflatten([tensor[i] for tensor in advanced]) for i in range(5))
+        kept = jax.tree.map(lambda u: u.astype(step_dtype), moved)
+        return jax.tree.map(lambda u, d: u.astype(d.dtype), moved, steps), PaceState(inner, count, kept, *after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def paced(rule: Rule, prepare: optax.GradientTransformation) -> Learned:
-    """A coordinate-wise rule at a learned pace: θ = {"direction": the rule's, "pace": the law's}."""
+def paced(direction: Learned, step_dtype: DTypeLike = jnp.float32) -> Learned:
+    """A learned optimizer at a learned pace: θ = {"direction": its own, "pace": the law's}; see `at_pace`."""
 
     def init(key: Array) -> Theta:
-        return {"direction": rule.init(key), "pace": pace_init(key)}
+        return {"direction": direction.init(key), "pace": pace_init(key)}
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
-        direction = drop_in(theta["direction"], rule, prepare)
-        return optax.chain(zero_nonfinite(), at_pace(theta["pace"], direction))
+        steps = direction.make(theta["direction"])
+        return optax.chain(zero_nonfinite(), at_pace(theta["pace"], steps, step_dtype))
 
     return Learned(init, make)
 

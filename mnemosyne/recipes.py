@@ -49,6 +49,9 @@ class Selection:
 SEARCHED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
 """How a snapshot of a search is chosen."""
 
+TASKS = dict.fromkeys(("tensor", "tensor_averaged"), sets.TENSOR_TRAIN)
+"""Who learns on other networks than `sets.META_TRAIN`."""
+
 DIFFERENCES = {
     "coordinate": "the paper's inputs, blocks and horizons",
     "odd": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
@@ -60,25 +63,25 @@ DIFFERENCES = {
     "velo_lstm": "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
     "without its large-scale meta-training",
     "tensor": "each tensor's gradient is divided by its running size; chunks of 128 elements, two levels of pooling",
-    "tensor_averaged": "as tensor, but of gradients averaged over some ten steps (β = 0.9), at four bytes a parameter",
+    "tensor_averaged": "as tensor, but of gradients averaged over some ten steps (β = 0.9), at two bytes a parameter",
     "velo_cam": "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
 }
 """What sets each apart, for its card."""
 
 
 def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe:
-    """The paper's way (App. B.1): six networks on MNIST, horizons of 100 steps, imitation of Adam."""
+    """The paper's way (App. B.1): small networks on MNIST, horizons of 100 steps, imitation of Adam."""
     images = data.load(dataset)
-    entry = COORDINATEWISE.get(name)
+    members, entry = TASKS.get(name, sets.META_TRAIN), COORDINATEWISE.get(name)
     student = by_coordinate(*entry, meta.coordinates) if entry else whole(ARCHITECTURES[name], meta.horizon)
     return Recipe(
-        trainer=Truncated(student, tuple(sets.build(sets.META_TRAIN, images)), meta),
+        trainer=Truncated(student, tuple(sets.build(members, images)), meta),
         complete=lambda theta: theta,
         validation=sets.build(sets.META_VALIDATION, images),
         about=(
             f"- **Data**: {dataset}, training split without its {len(images.validation.labels):,} validation images; "
             "batches of 64.",
-            f"- **Meta-training tasks**: {_list(sets.META_TRAIN)}.",
+            f"- **Meta-training tasks**: {_list(members)}.",
             f"- **Validation tasks**: {_list(sets.META_VALIDATION)}. No network of Fig. 3 or Fig. 10 took part.",
             f"- **Differences from the paper**: {DIFFERENCES[name]}; tasks weighed by what the expert's updates are "
             "worth to each; expert rate and meta-rate as below (the paper: 3e-2 and 3e-4).",

@@ -28,7 +28,12 @@ def shipped() -> list[str]:
 def available() -> list[str]:
     """Names `pretrained` knows: those, and the optimizers that are put together of them."""
     have = set(shipped())
-    return sorted(have | {name for name, parts in PARTS.items() if have.issuperset(jax.tree.leaves(parts))})
+    return sorted(have | {name for name in PARTS if have.issuperset(parts_of(name))})
+
+
+def parts_of(name: str) -> list[str]:
+    """Names of the weights files that a name takes its weights from."""
+    return [part.split("/")[0] for part in jax.tree.leaves(PARTS.get(name, name))]
 
 
 def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> optax.GradientTransformationExtraArgs:
@@ -58,7 +63,7 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
         params = optax.apply_updates(params, updates)
     """
     files_of(name)  # an unknown name is an error
-    theta = jax.tree.map(lambda part: load_weights(path_of(part))[0], PARTS.get(name, name))
+    theta = jax.tree.map(load_part, PARTS.get(name, name))
     return optax.chain(ARCHITECTURES[name].make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
 
 
@@ -70,7 +75,7 @@ def path_of(name: str) -> Path:
 def files_of(name: str) -> list[Path]:
     """The weights file of a name, or those of its parts; a ValueError suggests a near name."""
     _known(name, available())
-    return [path_of(part) for part in jax.tree.leaves(PARTS.get(name, name))]
+    return [path_of(part) for part in parts_of(name)]
 
 
 def _known(name: str, names: list[str]) -> Path:
@@ -101,6 +106,15 @@ def card(name: str) -> str:
 def training_log(name: str) -> pd.DataFrame:
     """The meta-training log of shipped weights, one row per chunk of iterations."""
     return pd.read_csv(path_of(name).with_suffix(".csv"))
+
+
+def load_part(part: str) -> Theta:
+    """Shipped weights, or the branch b of those of a: "a/b"."""
+    name, *branch = part.split("/")
+    theta, _ = load_weights(path_of(name))
+    for key in branch:
+        theta = theta[key]
+    return theta
 
 
 def load_weights(path: Path) -> tuple[Theta, Learned]:

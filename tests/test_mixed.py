@@ -104,12 +104,15 @@ def test_tree_map_params_reaches_the_state_of_every_part(name):
 def test_state_bytes_by_hand():
     """On 784 × 20 × 10: 15,680 + 20 + 200 + 10 parameters in four tensors, each of one meta-token."""
     n, tensors, counter = 15_910, 4, 4  # normalising keeps a number of 4 bytes per tensor, and a count
+    pace = 4 + tensors * (2 + 3 + 1 + 1) * 4 + 2 * n  # numbers of each tensor, and the last update in bfloat16
     coordinate = 2 * (16 + 1) * 32 * 4  # two encoders; contents of 16 and the normaliser, each over 32 features
     light = (2 + 1) * 32 * 4
     wanted = {
         "coordinate": n * coordinate + counter,
         "light": n * light + tensors * 4 + 2 * counter,
         "tensor": tensors * (coordinate + 4) + 2 * counter,
+        "tensor_averaged": tensors * (coordinate + 4) + 3 * counter + 2 * n,  # the average in bfloat16
+        "tensor_paced": tensors * (coordinate + 4) + 4 * counter + 2 * n + pace,
         "super": 15_680 * light + 4 + 2 * counter + 3 * (coordinate + 4) + 2 * counter,
         "hybrid": 15_880 * light + 2 * 4 + 2 * counter + 30 * 8 + counter,
     }

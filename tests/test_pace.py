@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from mnemosyne.architectures import Coordinatewise
 from mnemosyne.coordinate import Config, coordinate_rule
 from mnemosyne.optimizer import drop_in, root_mean_square, scale_by_tensor_rms
 from mnemosyne.pace import FEATURES, at_pace, features, pace_init, paced, starts, watch
@@ -81,12 +82,22 @@ def test_scaling_the_loss_changes_nothing(factor):
 
 
 def test_the_state_holds_one_copy_of_the_parameters_and_stays_finite():
-    tx = paced(coordinate_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6)), scale_by_tensor_rms())
-    tx = tx.make(tx.init(jax.random.key(1)))
-    _, state = run(tx)
+    rule = coordinate_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
+    learned = paced(Coordinatewise(rule, scale_by_tensor_rms()).learned)
+    _, state = run(learned.make(learned.init(jax.random.key(1))))
     assert jax.tree.map(jnp.shape, state[1].step) == jax.tree.map(jnp.shape, PARAMS)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(state))
     assert float(state[1].start["w"]) == 0.5
+
+
+def test_a_coarser_copy_of_the_last_step_changes_little():
+    law = {**NOTHING, "w": jnp.linspace(-1.0, 1.0, len(FEATURES))}
+    (fine, _), (coarse, state) = (run(at_pace(law, optax.adam(1e-2), dtype)) for dtype in (jnp.float32, jnp.bfloat16))
+    assert all(x.dtype == jnp.bfloat16 for x in jax.tree.leaves(state.step))
+    for a, b in zip(jax.tree.leaves(fine), jax.tree.leaves(coarse), strict=True):
+        assert b.dtype == a.dtype
+        assert np.allclose(a, b, rtol=1e-3, atol=1e-6)
+        assert a.size < 2 or not np.array_equal(a, b)
 
 
 def test_the_first_law_is_a_slow_decay():

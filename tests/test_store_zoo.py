@@ -6,7 +6,8 @@ import pytest
 import mnemosyne
 from mnemosyne import store, zoo
 from mnemosyne.architectures import ARCHITECTURES, PARTS
-from mnemosyne.mixed import hybrid
+from mnemosyne.mixed import hybrid, super_mnemosyne
+from mnemosyne.pace import at_pace
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -52,34 +53,47 @@ def test_shipped_weights_load_and_have_card_and_log(name):
     assert np.isfinite(log.loss).all()
 
 
-UNTRAINED = {"tensor"}
+def test_every_architecture_has_weights():
+    assert zoo.available() == sorted(ARCHITECTURES)
 
 
-def test_every_architecture_has_weights_but_these():
-    assert zoo.available() == sorted(ARCHITECTURES.keys() - UNTRAINED)
-    for name in UNTRAINED:
-        with pytest.raises(ValueError, match=f"no weights named '{name}'"):
-            mnemosyne.pretrained(name)
+def first(tx):
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    grads = {"w": jnp.arange(6.0).reshape(3, 2) - 2.0, "b": jnp.array([0.5, -1.0])}
+    return tx.update(grads, tx.init(params), params)[0]
 
 
 def test_what_is_put_together_has_the_weights_of_its_parts():
-    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
-    grads = {"w": jnp.arange(6.0).reshape(3, 2) - 2.0, "b": jnp.array([0.5, -1.0])}
-
-    def first(tx):
-        return tx.update(grads, tx.init(params), params)[0]
-
-    whole, parts = (first(tx) for tx in (mnemosyne.pretrained("hybrid"), hybrid(mnemosyne.pretrained("light"))))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    light, tensor = mnemosyne.pretrained("light"), mnemosyne.pretrained("tensor_averaged")
-    whole, parts = (first(tx) for tx in (mnemosyne.pretrained("super"), super_mnemosyne(light, tensor)))
-    jax.tree.map(np.testing.assert_array_equal, whole, parts)
-    assert {p.stem for p in zoo.files_of("super")} == {"light", "tensor_averaged"}
-    assert len({zoo.digest(name) for name in ("super", "hybrid", "tensor_averaged")}) == 3
-    assert "# super" in zoo.card("super")
-    assert zoo.card("light") in zoo.card("super")
+    light, tensor, direction = (mnemosyne.pretrained(name) for name in ("light", "tensor", "tensor_averaged"))
+    law = zoo.load_weights(zoo.path_of("paced"))[0]["pace"]
+    by_hand = {
+        "hybrid": hybrid(light),
+        "super": super_mnemosyne(light, tensor),
+        "tensor_paced": at_pace(law, direction, jnp.bfloat16),
+    }
+    for name, tx in by_hand.items():
+        jax.tree.map(np.testing.assert_array_equal, first(mnemosyne.pretrained(name)), first(tx))
+    files = {name: {path.stem for path in zoo.files_of(name)} for name in PARTS}
+    assert files == {
+        "hybrid": {"light"},
+        "super": {"light", "tensor"},
+        "tensor_paced": {"tensor_averaged", "paced"},
+        "super_paced": {"normalised", "tensor_averaged", "paced"},
+    }
+    assert zoo.digest("hybrid") == zoo.digest("light")
+    assert len({zoo.digest(name) for name in PARTS}) == len(PARTS)
+    for name, parts in files.items():
+        assert zoo.card(name).startswith(f"# {name}")
+        assert all(zoo.card(part) in zoo.card(name) for part in parts)
     with pytest.raises(ValueError, match="no weights named 'super'"):
         zoo.path_of("super")
+
+
+def test_a_name_is_known_once_all_its_parts_are(monkeypatch):
+    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "nothing/pace"})
+    assert "mixed" not in zoo.available()
+    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "paced/pace"})
+    assert "mixed" in zoo.available()
 
 
 def test_all_weights_stay_below_two_megabytes():

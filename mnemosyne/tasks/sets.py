@@ -27,6 +27,14 @@ META_VALIDATION = (
     (ViTSpec(layers=2, heads=2, hidden=24, head_dim=8, mlp=32), 1),
 )
 
+# For rules that see tensors as wholes: of 10 to 100,352 elements, where those above end at 18,816.
+TENSOR_TRAIN = (
+    (MLPSpec((128,), "relu"), 1),
+    (MLPSpec((40, 24), "sigmoid"), 2),
+    (ViTSpec(layers=2, heads=2, hidden=32, head_dim=16, mlp=96), 1),
+    (ViTSpec(layers=4, heads=3, hidden=20, head_dim=8, mlp=40), 1),
+)
+
 FIG10 = (
     MLPSpec((20,), "sigmoid"),
     MLPSpec((20, 20), "sigmoid"),
@@ -35,9 +43,9 @@ FIG10 = (
 )
 
 
-def held_out_vit(patch: int) -> ViTSpec:
-    """The ViT of Fig. 3: three layers of attention and MLP of size 16, two heads."""
-    return ViTSpec(layers=3, heads=2, hidden=16, head_dim=8, mlp=16, patch=patch)
+def held_out_vit(patch: int, layers: int = 3) -> ViTSpec:
+    """The ViT of Fig. 3: three layers of attention and MLP of size 16, two heads. Or a deeper one."""
+    return ViTSpec(layers=layers, heads=2, hidden=16, head_dim=8, mlp=16, patch=patch)
 
 
 def build(members: Sequence, data: Dataset) -> list[Task]:
