@@ -10,7 +10,6 @@ RATES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 ADAM = Contender("Adam", optax.adam, RATES)
 RMSPROP = Contender("RMSProp", optax.rmsprop, RATES)
 SGD = Contender("SGD", optax.sgd, (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03))
-ADAFACTOR = Contender("Adafactor", optax.adafactor, RATES)
 LION = Contender("Lion", optax.lion, (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5))
 
 ADAM_BEYOND = Contender("Adam", optax.adam, (10.0, 3.0, 1.0, 1e-4, 3e-5, 1e-5))
