@@ -21,6 +21,8 @@ from PIL import Image
 from mnemosyne import results, zoo
 from mnemosyne.scale import scale_named
 
+ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,7 +65,7 @@ def reproduce(
     chosen = select(only)
     if in_place and (scale, seed) != ("quick", 0):
         raise ValueError("the repository keeps notebooks run at scale quick with seed 0; drop --in-place")
-    executed = results.root() / "data" / "cache" / "executed" / scale
+    executed = results.output() / "data" / "cache" / "executed" / scale
     results.writable(executed)
     os.environ["MNEMOSYNE_BATCH"] = "1"  # no widgets: see explore.sliders
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(results.root() / "data" / "cache" / "jax"))
@@ -128,10 +130,12 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
 
 
 def fingerprint(source: Path, scale: str, seed: int) -> str:
-    """What a notebook's results depend on: its code cells, its parameters, the package and its weights."""
+    """What a notebook's results depend on: code cells, parameters, the package, its weights, what computes."""
     cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
     weights = [zoo.digest(name) for name in zoo.available()]
-    text = json.dumps([cells, scale, seed, results.source_hash(), weights])
+    # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
+    computing = [os.environ.get("JAX_PLATFORMS"), *(path for path in ACCELERATORS if Path(path).exists())]
+    text = json.dumps([cells, scale, seed, results.source_hash(), weights, computing])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

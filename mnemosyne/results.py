@@ -117,8 +117,7 @@ class Run:
         """
         who = [contender.name, contender.weights, contender.rates]
         what = [*_recognised(task), *who, steps, self.scale.every, self.seeds]
-        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_TRAINING)}".encode())
-        path = root() / "data" / "cache" / "runs" / f"{key.hexdigest()[:24]}.csv"
+        path = root() / "data" / "cache" / "runs" / f"{_key(what, NOT_IN_TRAINING)}.csv"
         if not path.exists():
             rows = train(task, contender, seeds=self.seeds, steps=steps, every=self.scale.every)
             _write(path, rows.to_csv(index=False))
@@ -130,8 +129,7 @@ class Run:
         A second call reads what the first wrote. The key is as that of `train`, without a contender.
         """
         what = [*_recognised(task), steps, self.seed]
-        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_TRAINING)}".encode())
-        path = root() / "data" / "cache" / "pretrained" / f"{key.hexdigest()[:24]}.safetensors"
+        path = root() / "data" / "cache" / "pretrained" / f"{_key(what, NOT_IN_TRAINING)}.safetensors"
         if not path.exists():
             params, measured = pretrain(task, steps, self.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,8 +147,7 @@ class Run:
         like = jax.eval_shape(trainer.start).theta
         shapes = jax.tree.map(lambda a: (a.shape, str(a.dtype)), like)
         what = [name, asdict(trainer.config), [t.name for t in trainer.tasks], shapes]
-        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_META_TRAINING)}".encode())
-        folder = root() / "data" / "cache" / "meta-training" / key.hexdigest()[:24]
+        folder = root() / "data" / "cache" / "meta-training" / _key(what, NOT_IN_META_TRAINING)
         end = folder / f"theta-{trainer.config.iterations:06d}.safetensors"
         checkpoint = folder / "checkpoint.safetensors"
         if checkpoint.exists() or not end.exists():
@@ -224,7 +221,7 @@ def notebooks() -> list[str]:
 
 def read_claims(scale: str, notebook: str) -> list[dict]:
     """The claims a notebook wrote at a scale; empty if it has not run."""
-    path = root() / "data" / "results" / scale / f"{notebook}.claims.json"
+    path = output() / "data" / "results" / scale / f"{notebook}.claims.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
@@ -235,12 +232,18 @@ def read_table(scale: str, id: str) -> pd.DataFrame | None:
 
 
 def source_hash(apart_from: set[str] = PRESENTATION) -> str:
-    """A hash of the package's code but some modules, and of Python, versions and backend."""
-    digest = hashlib.sha256(f"{sys.version} {versions()} {jax.default_backend()}".encode())
+    """A hash of the package's code but some modules, and of Python and versions."""
+    digest = hashlib.sha256(f"{sys.version} {versions()}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         if path.name not in apart_from:
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _key(what: list, apart_from: set[str]) -> str:
+    """Name something kept after all that it depends on: these values, the code but some modules, the backend."""
+    text = f"{what} {jax.default_backend()} {source_hash(apart_from)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
 def _recognised(task: Task) -> list:

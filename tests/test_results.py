@@ -168,6 +168,10 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     open_run("01_good").table("t", pd.DataFrame({"a": [1.0]}))
     assert (tmp_path / "elsewhere" / "data/results/quick/t.csv").exists()
     assert not (checkout / "data/results/quick/t.csv").exists()
+    open_run("01_good").claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")])
+    assert results.read_claims("quick", "01_good")
+    monkeypatch.delenv("MNEMOSYNE_OUTPUT")
+    assert not results.read_claims("quick", "01_good")
 
 
 def test_a_read_only_folder_is_named(checkout):
