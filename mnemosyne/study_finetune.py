@@ -66,7 +66,7 @@ def targets(scale: Scale, source: Dataset) -> list[Dataset]:
     return [resize(load(name), side, channels) for name in scale.fine_tuned_on]
 
 
-def more_layers(name: str, backbone: Backbone, images: Dataset, labels: Regime, batch_size: int = 64) -> Task:
+def more_layers(name: str, backbone: Backbone, images: Dataset, labels: Regime, batch_size: int = 32) -> Task:
     """Make a task of what a regime trains of a pre-trained ViT, with a fresh head for these images."""
     module = backbone.module.clone(classes=images.classes)
     return trained_part(classifier(name, module, images, batch_size), backbone.params, labels)

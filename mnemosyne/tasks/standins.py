@@ -57,7 +57,7 @@ def vit(images: Dataset, size: Size, patch: int, batch_size: int = 128) -> Stand
     return Standin(module, classifier(f"{described(module)} {images.name}", module, images, batch_size))
 
 
-def bert(text: str, size: Size, length: int = 64, batch_size: int = 32) -> Standin:
+def bert(text: str, size: Size, length: int = 32, batch_size: int = 32) -> Standin:
     """Make a small BERT that foretells masked pieces of words, which are learnt from its text.
 
     Args:
