@@ -143,7 +143,9 @@ def weights(action: Positional[Literal["list", "card"]], name: Positional[str | 
         print(zoo.card(name or "paced"))
         return 0
     for known in zoo.available():
-        print(f"{known:14s} {zoo.path_of(known).stat().st_size / 1e3:6.1f} kB")
+        paths = zoo.files_of(known)
+        parts = "" if known in zoo.shipped() else "  of " + " and ".join(path.stem for path in paths)
+        print(f"{known:16s} {sum(path.stat().st_size for path in paths) / 1e3:6.1f} kB{parts}")
     return 0
 
 

@@ -51,4 +51,7 @@ ARCHITECTURES: dict[str, Learned] = {
     "super": super_learned(LIGHT_LEARNED, TENSOR),
     "hybrid": Learned(LIGHT_LEARNED.init, lambda theta: hybrid(LIGHT_LEARNED.make(theta))),
 }
-"""Every name `pretrained` may know, once there are weights; "super" and "hybrid" take those of their parts."""
+"""Every name `pretrained` may know, once there are weights."""
+
+PARTS = {"super": {"light": "light", "tensor": "tensor"}, "hybrid": "light"}
+"""Those that have no weights of their own, and whose they take in their place."""

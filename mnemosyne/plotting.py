@@ -19,7 +19,7 @@ COLORS = {
     "Mnemosyne Super": "#1b1b3a",
     "LSTM": "#7a7a7a",
     "S4": "#b39b3a",
-    "VeLO, LSTM": "#9c9c9c",
+    "VeLO, LSTM": "#c98686",
     "VeLO, CAM": "#2b8f8a",
     "Lion": "#b5651d",
     "Adam": "#d9822b",
@@ -32,13 +32,17 @@ COLORS = {
 }
 
 
-def _label_between_decades(ax: Axes) -> None:
-    """Label 2, 3 and 5 between the powers of ten of a logarithmic y-axis, if it spans fewer than three."""
+def log_losses(ax: Axes) -> None:
+    """Make the y-axis logarithmic, in plain numbers, with 2, 3 and 5 labelled too, or every tick if it spans little."""
 
     def label(x: float, _) -> str:
         low, high = ax.get_ylim()
-        return f"{x:.1g}" if high < 1000 * low and f"{x:.0e}"[0] in "235" else ""
+        if high < 4 * low:
+            return f"{x:.3g}"
+        return f"{x:g}" if high < 1000 * low and f"{x:.1e}"[:3] in ("2.0", "3.0", "5.0") else ""
 
+    ax.set_yscale("log")
+    ax.yaxis.set_major_formatter("{x:.3g}")
     ax.yaxis.set_minor_formatter(label)
 
 
@@ -63,9 +67,7 @@ def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         ax.plot(values.index, mean, label=label_of(optimizer, rate), **style)
         low = np.maximum(mean - half, 0.2 * mean)  # the axis is logarithmic: an interval cannot reach zero
         ax.fill_between(values.index, low, mean + half, color=style["color"], alpha=0.15, lw=0)
-    ax.set_yscale("log")
-    ax.yaxis.set_major_formatter("{x:.3g}")
-    _label_between_decades(ax)
+    log_losses(ax)
     ax.set_xlabel("step")
 
 
@@ -91,10 +93,8 @@ def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
         else:
             ax.errorbar(rate, mean, half, color=color, marker="o", ms=3, capsize=2, label=optimizer)
     ax.set_xscale("log")
-    ax.set_yscale("log")
+    log_losses(ax)
     ax.set_xlabel("learning rate")
-    ax.yaxis.set_major_formatter("{x:.3g}")
-    _label_between_decades(ax)
 
 
 def meta_curve(ax: Axes, log: pd.DataFrame, column: str = "loss", label: str | None = None) -> None:

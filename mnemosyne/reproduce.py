@@ -7,7 +7,7 @@ import json
 import os
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -72,7 +72,8 @@ def reproduce(
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     stop = threading.Event()
 
-    def one(name: str) -> Outcome:
+    def one(name: str, before: tuple[Future, ...]) -> Outcome:
+        wait(before)
         if stop.is_set():
             return Outcome(name, "not run", 0.0)
         print(f"[{name}] starts", flush=True)
@@ -82,8 +83,11 @@ def reproduce(
             stop.set()
         return outcome
 
+    started: list[Future] = []
     with ThreadPoolExecutor(jobs) as pool:
-        outcomes = list(pool.map(one, chosen))
+        for name in chosen:
+            started.append(pool.submit(one, name, tuple(started) if reads_tables(code_of(name)) else ()))
+    outcomes = [s.result() for s in started]
     print("\n" + closing_table(outcomes, scale) + "\n")
     print(f"figures: figures/{scale}/   tables and claims: data/results/{scale}/")
     return int(any(o.status in ("failed", "not run") for o in outcomes))
@@ -102,7 +106,7 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
     """Run one notebook unless it is up to date."""
     source = results.root() / "notebooks" / f"{name}.ipynb"
     stamp = executed / f"{name}.json"
-    key = fingerprint(source, scale, seed)
+    key = fingerprint(name, scale, seed)
     known = json.loads(stamp.read_text()) if stamp.exists() else {}
     if not force and known.get("key") == key and results.read_claims(scale, name):
         return Outcome(name, "cached", known["seconds"])
@@ -129,14 +133,27 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
     return Outcome(name, "ran", seconds)
 
 
-def fingerprint(source: Path, scale: str, seed: int) -> str:
-    """What a notebook's results depend on: code cells, parameters, the package, its weights, what computes."""
-    cells = [c.source for c in nbformat.read(source, as_version=4).cells if c.cell_type == "code"]
-    weights = [zoo.digest(name) for name in zoo.available()]
+def fingerprint(name: str, scale: str, seed: int) -> str:
+    """What a notebook's results depend on: its code and parameters, tables it reads, the package, weights, what computes."""
+    code = code_of(name)
+    weights = [zoo.digest(known) for known in zoo.available()]
+    tables = results.tables_before(scale, name) if reads_tables(code) else []
+    read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tables]
     # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
     computing = [os.environ.get("JAX_PLATFORMS"), *(path for path in ACCELERATORS if Path(path).exists())]
-    text = json.dumps([cells, scale, seed, results.source_hash(), weights, computing])
+    text = json.dumps([code, scale, seed, results.source_hash(), weights, read, computing])
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def code_of(name: str) -> list[str]:
+    """The code cells of a notebook."""
+    cells = nbformat.read(results.root() / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    return [c.source for c in cells if c.cell_type == "code"]
+
+
+def reads_tables(code: list[str]) -> bool:
+    """Whether a notebook reads the tables of others, so that it must run after them."""
+    return any("read_table(" in cell for cell in code)
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -32,8 +32,8 @@ from mnemosyne.types import Params, Task, Theta
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
-THEORY = {"explore.py", "study_capacity.py", "study_features.py", "study_rivals.py", "theory.py", "trials.py"}
-THEORY |= {"inside.py", "study_ablation.py", "study_finetune.py"}
+STUDIES = {"study_ablation.py", "study_capacity.py", "study_features.py", "study_finetune.py", "study_rivals.py"}
+THEORY = {*STUDIES, "explore.py", "inside.py", "theory.py", "trials.py"}
 
 META = {"choices.py", "metatrain.py", "several.py", "students.py", "truncated.py"}
 OTHER_META = {"evolution.py", "recipes.py", "search.py"}
@@ -221,14 +221,28 @@ def notebooks() -> list[str]:
 
 def read_claims(scale: str, notebook: str) -> list[dict]:
     """The claims a notebook wrote at a scale; empty if it has not run."""
-    path = output() / "data" / "results" / scale / f"{notebook}.claims.json"
+    path = _result(scale, f"{notebook}.claims.json")
     return json.loads(path.read_text()) if path.exists() else []
 
 
+def tables_before(scale: str, notebook: str) -> list[Path]:
+    """The tables that notebooks before this one have written, by their notes."""
+    names = {p.name for base in (root(), output()) for p in (base / "data" / "results" / scale).glob("*.meta.json")}
+    notes = [_result(scale, name) for name in sorted(names)]
+    written = [n for n in notes if json.loads(n.read_text())["notebook"] < notebook]
+    return [n.with_name(n.name.replace(".meta.json", ".csv")) for n in written]
+
+
 def read_table(scale: str, id: str) -> pd.DataFrame | None:
-    """A committed or fresh table, or None if that scale has not been run."""
-    path = root() / "data" / "results" / scale / f"{id}.csv"
+    """A fresh or committed table, or None if that scale has not been run."""
+    path = _result(scale, f"{id}.csv")
     return pd.read_csv(path) if path.exists() else None
+
+
+def _result(scale: str, file: str) -> Path:
+    """Where a result is: among this output's, or else the checkout's."""
+    fresh, committed = (base / "data" / "results" / scale / file for base in (output(), root()))
+    return fresh if fresh.exists() else committed
 
 
 def source_hash(apart_from: set[str] = PRESENTATION) -> str:

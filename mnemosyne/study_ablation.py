@@ -30,6 +30,11 @@ class Setting(NamedTuple):
     seeds: tuple[int, ...]  # of meta-training
     steps: int  # on each held-out task
 
+    @property
+    def testable(self) -> bool:
+        """Whether rules learn for long enough that a difference between them could show."""
+        return self.config.iterations >= 100
+
 
 def setting(run: Run) -> Setting:
     """The setting of a run's scale: networks of some six hundred parameters, horizons of 100 steps, windows of 20."""
@@ -49,8 +54,8 @@ def ablate(run: Run, choices: Sequence[Choice], common: Setting) -> tuple[pd.Dat
         common: see `setting`.
 
     Returns:
-        Rows (variant, meta_seed, iteration, loss, failed, skipped) of meta-training, and rows (task, variant,
-        meta_seed, seed, step, train_loss, validation_<metric> …) on held-out networks.
+        Rows (variant, meta_seed, iteration, loss, imitation, failed, skipped) of meta-training, and rows (task,
+        variant, meta_seed, seed, step, train_loss, validation_<metric> …) on held-out networks.
     """
     parts = [_ablate(run, choice, common) for choice in choices]
     curves, held_out = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
@@ -67,7 +72,7 @@ def _ablate(run: Run, choice: Choice, common: Setting) -> tuple[pd.DataFrame, pd
     name = " | ".join(choice.cases)
     theta, log = run.meta_train(name, Several(one, numbers))
     columns = {"variant": [v for v, _ in variants], "meta_seed": [s for _, s in variants]}
-    measured = ("loss", "failed", "skipped")
+    measured = ("loss", "imitation", "failed", "skipped")
     curves = pd.concat(
         pd.DataFrame({**columns, "iteration": row["iteration"], **{k: row[k] for k in measured}}) for row in log
     )
@@ -110,14 +115,12 @@ def scores(curves: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(score: pd.DataFrame) -> pd.DataFrame:
-    """Median, lowest and highest over meta-seeds of both losses: rows (variant, meta_loss, meta_low, …)."""
-    grouped = score.groupby("variant", sort=False)
-    found = {"variant": list(grouped.groups)}
+    """Median, lowest and highest over meta-seeds of both losses: columns (meta_loss, meta_low, …) by variant."""
+    grouped, found = score.groupby("variant", sort=False), {}
     for column in ("meta_loss", "held_out_loss"):
-        short = column.removesuffix("_loss")
-        of = grouped[column]
+        short, of = column.removesuffix("_loss"), grouped[column]
         found |= {column: of.median(), f"{short}_low": of.min(), f"{short}_high": of.max()}
-    return pd.DataFrame(found).assign(variant=list(grouped.groups)).reset_index(drop=True)
+    return pd.DataFrame(found)
 
 
 def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
@@ -129,9 +132,9 @@ def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
         column: `meta_loss` or `held_out_loss`.
 
     Returns:
-        Rows (variant, ratio, low, high, found): the geometric mean with its 95% t-interval over meta-seeds, and 'below'
-        if the interval is below 1, 'above' if above, 'level' otherwise. Runs that were lost are left out of the mean
-        and decide on their own: who loses more of them is 'above'.
+        Columns (ratio, low, high, found) by variant: the geometric mean with its 95% t-interval over meta-seeds, and
+        'below' if the interval is below 1, 'above' if above, 'level' otherwise. Runs that were lost are left out of
+        the mean and decide on their own: who loses more of them is 'above'.
 
     Raises:
         ValueError: a base that has no scores.
@@ -148,15 +151,12 @@ def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
         low, middle, high = np.exp([mean - half, mean, mean + half])
         found = {"variant": variant, "ratio": middle, "low": low, "high": high}
         rows.append(found | {"found": {-1: "below", 0: "level", 1: "above"}[int(sign)]})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).set_index("variant")
 
 
-def compare(score: pd.DataFrame, variant: str, base: str, column: str) -> str:
-    """'below', 'above' or 'level', see `against`."""
-    of = against(score, base, column).set_index("variant").found
-    if variant not in of:
-        raise ValueError(f"no scores of {variant!r}; there are {', '.join(of.index)}")
-    return of[variant]
+def told(row: pd.Series) -> str:
+    """'1.251 [1.218, 1.284] above': a row of `against` for a claim."""
+    return f"{row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}] {row.found}"
 
 
 def costs(rules: dict[str, Rule], parameters: int = 2_000, rounds: int = 7) -> pd.DataFrame:

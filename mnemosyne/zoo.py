@@ -10,7 +10,7 @@ import optax
 import pandas as pd
 
 from mnemosyne import store
-from mnemosyne.architectures import ARCHITECTURES
+from mnemosyne.architectures import ARCHITECTURES, PARTS
 from mnemosyne.evaluate import Contender, untuned
 from mnemosyne.types import Learned, Theta
 
@@ -20,9 +20,15 @@ def folder() -> Path:
     return Path(str(resources.files("mnemosyne"))) / "weights"
 
 
-def available() -> list[str]:
-    """Names `pretrained` knows."""
+def shipped() -> list[str]:
+    """Names that have a weights file."""
     return sorted(path.stem for path in folder().glob("*.safetensors"))
+
+
+def available() -> list[str]:
+    """Names `pretrained` knows: those, and the optimizers that are put together of them."""
+    have = set(shipped())
+    return sorted(have | {name for name, parts in PARTS.items() if have.issuperset(jax.tree.leaves(parts))})
 
 
 def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> optax.GradientTransformationExtraArgs:
@@ -32,8 +38,8 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
         name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or
             "coordinate" (the paper's: two encoders of width 16, raw gradients, App. B.1), "odd" (the same size, odd by
             construction, normalised per tensor), "light" (one encoder of width 8, §5.3), "normalised" (the direction of
-            "paced" alone), or a rival: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for
-            `value=loss` and `horizon=steps`.
+            "paced" alone), "hybrid" ("light", with Adam on biases and gains, §5.2), or a rival: "lstm", "s4", and
+            "velo_lstm" and "velo_cam", whose `update` asks for `value=loss` and `horizon=steps`.
         step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
 
     Returns:
@@ -49,16 +55,27 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
         updates, state = tx.update(grads, state)
         params = optax.apply_updates(params, updates)
     """
-    theta, learned = load_weights(path_of(name))
-    return optax.chain(learned.make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
+    files_of(name)  # an unknown name is an error
+    theta = jax.tree.map(lambda part: load_weights(path_of(part))[0], PARTS.get(name, name))
+    return optax.chain(ARCHITECTURES[name].make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
 
 
 def path_of(name: str) -> Path:
-    """The weights file of a name; a ValueError suggests a near one."""
-    if name not in available():
-        near = difflib.get_close_matches(name, available(), n=1)
+    """The weights file of a name that has one; a ValueError suggests a near one."""
+    return _known(name, shipped())
+
+
+def files_of(name: str) -> list[Path]:
+    """The weights file of a name, or those of its parts; a ValueError suggests a near name."""
+    _known(name, available())
+    return [path_of(part) for part in jax.tree.leaves(PARTS.get(name, name))]
+
+
+def _known(name: str, names: list[str]) -> Path:
+    if name not in names:
+        near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"no weights named {name!r}{hint} There are: {', '.join(available())}.")
+        raise ValueError(f"no weights named {name!r}{hint} There are: {', '.join(names)}.")
     return folder() / f"{name}.safetensors"
 
 
@@ -68,13 +85,15 @@ def contender(name: str, label: str) -> Contender:
 
 
 def digest(name: str) -> str:
-    """SHA-256 of a weights file."""
-    return hashlib.sha256(path_of(name).read_bytes()).hexdigest()
+    """SHA-256 of a name's weights, of its parts' one after another."""
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files_of(name))).hexdigest()
 
 
 def card(name: str) -> str:
     """The card of shipped weights: what they were trained on, by which command, and how they did."""
-    return path_of(name).with_suffix(".md").read_text()
+    cards = [path.with_suffix(".md").read_text() for path in files_of(name)]
+    made_of = f"# {name}\n\nPut together of the weights below; nothing of it was meta-trained together.\n\n"
+    return (made_of if name in PARTS else "") + "\n".join(cards)
 
 
 def training_log(name: str) -> pd.DataFrame:

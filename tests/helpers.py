@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mnemosyne.metatrain import meta_train
@@ -69,6 +70,22 @@ def quadratic(name, size):
     loss = lambda params, target: jnp.mean((params["x"] - target) ** 2) + 0.1
     init = lambda key: {"x": jax.random.normal(key, (size,))}
     return Task(name, jnp.arange(size, dtype=jnp.float32), init, batch, loss, lambda params, data: {})
+
+
+def fitted(task, steps, key):
+    """Train a task by Adam: losses, and the metrics before and after."""
+    tx, params = optax.adam(1e-2), jax.jit(task.init)(jax.random.key(0))
+
+    def step(carry, key):
+        params, state = carry
+        loss, g = jax.value_and_grad(task.loss)(params, task.batch(task.data, key))
+        u, state = tx.update(g, state)
+        return (optax.apply_updates(params, u), state), loss
+
+    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jax.random.split(jax.random.key(key), steps)))
+    (after, _), losses = run(params)
+    metrics = jax.jit(task.metrics)
+    return losses, metrics(params, task.data), metrics(after, task.data)
 
 
 def slow_pool(theta, tokens, length):

@@ -1,7 +1,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mnemosyne.tasks import tokens
@@ -20,6 +19,7 @@ from mnemosyne.tasks.corpora import (
 from mnemosyne.tasks.data import DataError
 from mnemosyne.tasks.t5 import EncoderDecoder
 from mnemosyne.tasks.text import grammar
+from tests.helpers import fitted
 
 LINES = grammar(6_000).splitlines()
 PIECES = Pieces(size=50, mask=4, spared=(0, 2, 3, 4))
@@ -146,22 +146,8 @@ def test_nothing_is_lost(corrupted):
         assert whole == cut[i].tolist()
 
 
-def learns(task, steps=60):
-    """Train by Adam: losses, and the metrics before and after."""
-    tx = optax.adam(1e-2)
-
-    def step(carry, key):
-        params, state = carry
-        loss, g = jax.value_and_grad(task.loss)(params, task.batch(task.data, key))
-        u, state = tx.update(g, state)
-        return (optax.apply_updates(params, u), state), loss
-
-    def run(params):
-        return jax.lax.scan(step, (params, tx.init(params)), jax.random.split(jax.random.key(0), steps))
-
-    start, metrics = jax.jit(task.init)(jax.random.key(0)), jax.jit(task.metrics)
-    (end, _), losses = jax.jit(run)(start)
-    before, after = (metrics(params, task.data) for params in (start, end))
+def learns(task):
+    losses, before, after = fitted(task, steps=60, key=0)
     assert losses[-10:].mean() < 0.9 * losses[:3].mean()
     assert after["loss"] < before["loss"]
     assert after["accuracy"] > before["accuracy"]

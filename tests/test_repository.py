@@ -115,9 +115,9 @@ def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
 def test_choosing_what_to_run_starts_no_accelerator():
     """A TPU serves one process, and that has to be the notebook's, not the one that starts it."""
     program = (
-        "from mnemosyne import reproduce, results\n"
+        "from mnemosyne import reproduce\n"
         "from jax._src import xla_bridge\n"
-        "reproduce.fingerprint(results.root() / 'notebooks' / '01_memory.ipynb', 'quick', 0)\n"
+        "reproduce.fingerprint('01_memory', 'quick', 0)\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -217,6 +217,24 @@ def test_a_failure_keeps_the_next_from_starting(checkout, capsys):
     assert "not run" in told  # in the closing table
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_that_reads_tables_runs_after_those_that_write_them(checkout, capsys):
+    opened = "import time\nimport pandas as pd\nfrom mnemosyne.results import Claim, open_run, read_table\n"
+    claim = 'run.claims([Claim(id="x", paper="p", rule="r", ours=ours, verdict="reproduced")])'
+    writer = 'run = open_run("04_writer")\ntime.sleep(2)\nrun.table("t", pd.DataFrame({"a": [NUMBER]}))\nours = ""\n'
+    reader = 'run = open_run("05_reader")\nours = "read {}".format(read_table("quick", "t").a[0])\n'
+    for name, source in {"04_writer": writer.replace("NUMBER", "17"), "05_reader": reader}.items():
+        (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(opened + source + claim)))
+    assert reproduce.reproduce(only=("04", "05"), jobs=2) == 0
+    assert "read 17" in capsys.readouterr().out
+    assert reproduce.reproduce(only=("05",)) == 0
+    assert "[05_reader] cached" in capsys.readouterr().out
+    changed = notebook(opened + writer.replace("NUMBER", "18") + claim)
+    (checkout / "notebooks" / "04_writer.ipynb").write_text(nbformat.writes(changed))
+    assert reproduce.reproduce(only=("04", "05"), jobs=2) == 0
+    assert "read 18" in capsys.readouterr().out
+
+
 def test_reproduce_refuses_what_is_not_there(checkout):
     with pytest.raises(ValueError, match="at least 1, got 0"):
         reproduce.reproduce(jobs=0)
@@ -260,14 +278,29 @@ def test_plots_draw_every_series():
     plt.close("all")
 
 
-def test_variants_are_medians_with_a_band_from_lowest_to_highest():
+def test_variants_are_medians_over_the_meta_seeds_beside_them():
     losses = {0: (1.0, 4.0), 1: (3.0, 3.0), 2: (9.0, 9.0)}  # two tasks each; meta-seed 0's geometric mean is 2
     rows = [("a", k, step, x / step) for k, xs in losses.items() for x in xs for step in (1, 2)]
     _, ax = plt.subplots()
     plotting.variants(ax, pd.DataFrame(rows, columns=["variant", "meta_seed", "step", "loss"]), "step", "loss")
-    assert np.allclose(ax.lines[0].get_ydata(), [3.0, 1.5])
-    extent = ax.collections[0].get_paths()[0].vertices[:, 1]
-    assert (extent.min(), extent.max()) == pytest.approx((1.0, 9.0))
+    assert np.allclose([line.get_ydata() for line in ax.lines], [[2.0, 1.0], [3.0, 1.5], [9.0, 4.5], [3.0, 1.5]])
+    assert ax.get_legend_handles_labels()[1] == ["a"]
+    score = pd.DataFrame([(v, s, v * 10 + s) for v in (3, 1) for s in (0, 1, 5)], columns=["variant", "meta_seed", "y"])
+    _, ax = plt.subplots()
+    plotting.sweep(ax, score, {3: 0.5, 1: 0.25}, "y")
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0.25", "0.5"]
+    assert [list(line.get_ydata()) for line in ax.lines] == [[10, 30], [11, 31], [15, 35], [11, 31]]
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("limits", "ticks"), [((1.6, 2.3), {1.8: "1.8", 2.0: "2"}), ((0.04, 30), {0.05: "0.05", 20.0: "20", 4.0: ""})]
+)
+def test_a_logarithmic_axis_is_labelled_in_plain_numbers(limits, ticks):
+    _, ax = plt.subplots()
+    plotting.log_losses(ax)
+    ax.set_ylim(*limits)
+    assert {x: ax.yaxis.get_minor_formatter()(x, 0) for x in ticks} == ticks
     plt.close("all")
 
 

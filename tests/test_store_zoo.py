@@ -5,7 +5,8 @@ import pytest
 
 import mnemosyne
 from mnemosyne import store, zoo
-from mnemosyne.architectures import ARCHITECTURES
+from mnemosyne.architectures import ARCHITECTURES, PARTS
+from mnemosyne.mixed import hybrid
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -38,7 +39,7 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
         store.read(path)
 
 
-@pytest.mark.parametrize("name", zoo.available())
+@pytest.mark.parametrize("name", zoo.shipped())
 def test_shipped_weights_load_and_have_card_and_log(name):
     theta, learned = zoo.load_weights(zoo.path_of(name))
     assert learned is ARCHITECTURES[name]
@@ -51,7 +52,7 @@ def test_shipped_weights_load_and_have_card_and_log(name):
     assert np.isfinite(log.loss).all()
 
 
-UNTRAINED = {"tensor", "super", "hybrid"}
+UNTRAINED = {"tensor", "super"}
 
 
 def test_every_architecture_has_weights_but_these():
@@ -61,14 +62,34 @@ def test_every_architecture_has_weights_but_these():
             mnemosyne.pretrained(name)
 
 
+def test_what_is_put_together_has_the_weights_of_its_parts(monkeypatch):
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    grads = {"w": jnp.arange(6.0).reshape(3, 2) - 2.0, "b": jnp.array([0.5, -1.0])}
+    whole, parts = (
+        tx.update(grads, tx.init(params), params)[0]
+        for tx in (mnemosyne.pretrained("hybrid"), hybrid(mnemosyne.pretrained("light")))
+    )
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    assert zoo.files_of("hybrid") == [zoo.path_of("light")]
+    assert zoo.digest("hybrid") == zoo.digest("light")
+    assert zoo.card("hybrid").startswith("# hybrid")
+    assert zoo.card("light") in zoo.card("hybrid")
+    with pytest.raises(ValueError, match="no weights named 'hybrid'"):
+        zoo.path_of("hybrid")
+    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "odd"})
+    assert "mixed" in zoo.available()
+    assert zoo.files_of("mixed") == [zoo.path_of("light"), zoo.path_of("odd")]
+    assert zoo.digest("mixed") not in (zoo.digest("light"), zoo.digest("odd"))
+
+
 def test_all_weights_stay_below_two_megabytes():
-    assert sum(zoo.path_of(n).stat().st_size for n in zoo.available()) < 2e6
+    assert sum(zoo.path_of(n).stat().st_size for n in zoo.shipped()) < 2e6
 
 
 def test_an_unknown_name_suggests_a_near_one():
     with pytest.raises(ValueError, match="did you mean 'coordinate'"):
         mnemosyne.pretrained("cordinate")
-    with pytest.raises(ValueError, match="There are: coordinate, light, lstm"):
+    with pytest.raises(ValueError, match="There are: coordinate, hybrid, light, lstm"):
         mnemosyne.pretrained("xyz")
 
 

@@ -6,14 +6,13 @@ import tarfile
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from mnemosyne.tasks import cifar, data, sets, sources, text
 from mnemosyne.tasks.attention import patches
 from mnemosyne.tasks.builder import read_idx
 from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
-from tests.helpers import sequence
+from tests.helpers import fitted, sequence
 
 
 def idx(array):
@@ -169,20 +168,8 @@ SPECS = [MLPSpec((20, 28), "relu"), MLPSpec((20,), "sigmoid"), ViTSpec(2, 3, 16,
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_a_task_learns(digits, spec):
-    task = classify(digits, spec)
-    params = task.init(jax.random.key(0))
-    tx = optax.adam(1e-2)
-
-    def step(carry, key):
-        params, state = carry
-        loss, g = jax.value_and_grad(task.loss)(params, task.batch(task.data, key))
-        u, state = tx.update(g, state)
-        return (optax.apply_updates(params, u), state), loss
-
-    run = jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), jax.random.split(jax.random.key(1), 150)))
-    (after, _), losses = run(params)
+    losses, before, later = fitted(classify(digits, spec), steps=150, key=1)
     assert np.mean(losses[-10:]) < 0.6 * float(losses[0])
-    before, later = (jax.jit(task.metrics)(p, task.data) for p in (params, after))
     assert later["accuracy"] > before["accuracy"] + 0.2
     assert later["loss"] < before["loss"]
 
@@ -217,8 +204,11 @@ def test_sets_build(digits):
     assert len({t.name for t in tasks}) == len(tasks)
 
 
-def test_an_ablation_is_small_and_measured_on_other_shapes(digits):
-    train, held_out = sets.ablation(digits, 2)
+@pytest.mark.parametrize("side", [8, 28])
+def test_an_ablation_is_small_and_measured_on_other_shapes(digits, side):
+    few = digits.train.images[:9]
+    large = np.repeat(np.repeat(few, 4, axis=1), 4, axis=2)[:, 2:30, 2:30]  # as many pixels as MNIST's
+    train, held_out = sets.ablation(digits._replace(train=digits.train._replace(images=few if side == 8 else large)), 2)
     assert len({t.name for t in (*train, *held_out)}) == 4
     assert [t.name.split()[0] for t in (*train, *held_out)] == ["mlp", "mlp", "mlp", "vit"]
     for task in (*train, *held_out):

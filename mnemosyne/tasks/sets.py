@@ -50,10 +50,10 @@ def ablation(images: Dataset, n: int) -> tuple[tuple[Task, ...], tuple[Task, ...
     """Make n small networks to meta-train an ablation's variants on and n, of other shapes, to measure them on.
 
     Of the kinds of App. B.1 but smaller, since there are dozens of variants: MLPs to learn on; an MLP and a ViT to be
-    measured on. Images are pooled to 7×7 or 8×8 pixels, for a ViT to 14×14 or left at 8×8.
+    measured on. Images are pooled to 7×7 or 8×8 pixels, for a ViT, which sees them in four patches, to 14×14 or 8×8.
     """
     low, middle = suite.small(images, 7), suite.small(images, 8)
-    vit = ViTSpec(layers=1, heads=2, hidden=12, head_dim=6, mlp=16, patch=middle.train.images.shape[1] // 4)
+    vit = ViTSpec(layers=1, heads=2, hidden=12, head_dim=6, mlp=16, patch=middle.train.images.shape[1] // 2)
     train = [classify(low, MLPSpec((10,), "sigmoid")), classify(low, MLPSpec((8, 8), "relu"))]
     held_out = [classify(low, MLPSpec((12,), "relu")), classify(middle, vit)]
     return tuple(train[:n]), tuple(held_out[:n])
