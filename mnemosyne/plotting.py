@@ -14,7 +14,6 @@ COLORS = {
     "Mnemosyne paced": "#c2185b",
     "Mnemosyne, even part out": "#2b8f8a",
     "Mnemosyne hybrid": "#7b5ea7",
-    "Mnemosyne paced, all": "#e58fb1",
     "Mnemosyne tensor-wise": "#2b8f8a",
     "Mnemosyne Super": "#1b1b3a",
     "LSTM": "#7a7a7a",

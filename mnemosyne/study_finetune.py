@@ -1,12 +1,13 @@
 """Transformers trained on from where they were left: models, tasks, entrants, gaps (paper Fig. 4–9, 16, 17, Tab. 1)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import optax
 import pandas as pd
 
 from mnemosyne import zoo
+from mnemosyne.architectures import ARCHITECTURES
 from mnemosyne.evaluate import Contender, best_rates, interval, untuned
 from mnemosyne.mixed import hybrid
 from mnemosyne.regimes import Regime, fine_tune, trained_part
@@ -23,6 +24,9 @@ ITERATIONS = 500
 
 EXPERT = 3e-2
 """Rate of the Adam that the paper's Mnemosyne was meta-trained to imitate."""
+
+PACED = ("paced", "Mnemosyne paced")
+"""Our variant: the name of its weights, and a label."""
 
 TABLE_1 = pd.DataFrame(
     [
@@ -73,21 +77,18 @@ def more_layers(name: str, backbone: Backbone, images: Dataset, labels: Regime, 
 
 
 def entrant(weights: str, label: str, labels: Regime, rate: float = 1e-3) -> Contender:
-    """Shipped weights for what a regime gives to Mnemosyne, Adam for what it leaves to Adam.
+    """Make an entrant of weights for what a regime gives to Mnemosyne, and Adam for what it leaves to Adam.
 
     Args:
-        weights: a name of `zoo.available`.
+        weights: a key of `ARCHITECTURES`. As long as it has no weights, "paced" runs in its place, by its own label.
         label: for tables and figures; no two regimes that train the same parameters may share one.
         labels: the regime.
         rate: Adam's; the paper's 1e-3 by default.
     """
+    if weights in ARCHITECTURES and weights not in zoo.available():
+        weights, label = PACED
     tx = fine_tune(labels, {"mnemosyne": zoo.pretrained(weights), "adam": optax.adam(rate)})
     return untuned(label, tx, f"{zoo.digest(weights)}, Adam {rate:g}")
-
-
-def entrants(named: Iterable[tuple[str, str]], labels: Regime, rate: float = 1e-3) -> list[Contender]:
-    """Make an `entrant` of each (weights, label) that there are weights for."""
-    return [entrant(name, label, labels, rate) for name, label in named if name in zoo.available()]
 
 
 def hybrid_entrant() -> Contender:

@@ -38,11 +38,6 @@ def test_a_language_model_learns_its_pieces_from_its_text(make):
     assert count(params) > 8 * standin.module.vocabulary
 
 
-def test_an_odd_number_of_layers_is_no_encoder_and_decoder():
-    with pytest.raises(ValueError, match="an even number of them, not 3"):
-        t5("synthetic", size=(3, 8))
-
-
 def test_pre_training_learns_and_follows_the_seed(digits):
     task = classify(digits, MLPSpec((16,), "relu"))
     (params, measured), (again, _) = (pretrain(task, steps=300, seed=0) for _ in range(2))

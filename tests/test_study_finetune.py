@@ -53,7 +53,7 @@ def test_a_verdict_counts_cells():
 def test_the_stand_ins_differ_as_the_papers_vits_do():
     quick, source = SCALES["quick"], load("digits_low")
     modules = [s.module for s in study.vits(quick, source)]
-    assert [(m.layers, m.hidden, m.patch, m.classes) for m in modules] == [(4, 32, 2, 5), (4, 32, 4, 5), (2, 32, 2, 5)]
+    assert [(m.layers, m.hidden, m.patch, m.classes) for m in modules] == [(3, 32, 2, 5), (3, 32, 4, 5), (1, 32, 2, 5)]
     (target,) = study.targets(quick, source)
     assert target.name == "digits_high"
 
@@ -73,9 +73,16 @@ def test_more_layers_have_a_fresh_head_and_no_frozen_parameters():
     assert set(jax.eval_shape(everything.init, jax.random.key(0))) == set(whole)
 
 
-def test_entrants_are_those_with_weights():
-    two = study.entrants([("light", "Mnemosyne light"), ("no such weights", "none")], LAST_TWO)
-    assert [c.name for c in two] == ["Mnemosyne light"]
+def test_weights_that_do_not_ship_are_stood_in_for_by_name(monkeypatch):
+    monkeypatch.setattr(study.zoo, "available", lambda: ["light", "paced"])
+    found = study.entrant("tensor", "Mnemosyne tensor-wise", LAST_TWO)
+    paced = study.entrant(*study.PACED, LAST_TWO)
+    assert (found.name, found.weights) == (paced.name, paced.weights) == ("Mnemosyne paced", paced.weights)
+    with pytest.raises(ValueError, match="no weights named 'tenser'"):
+        study.entrant("tenser", "Mnemosyne tensor-wise", LAST_TWO)
+
+
+def test_entrants_differ_by_weights_and_rate():
     one, other = study.entrant("light", "x", LAST_TWO), study.entrant("light", "x", LAST_TWO, rate=1e-4)
     assert one.weights != other.weights
     assert study.hybrid_entrant().weights not in (one.weights, study.entrant("coordinate", "x", LAST_LAYER).weights)
