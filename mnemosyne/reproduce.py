@@ -134,7 +134,7 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
 
 
 def fingerprint(name: str, scale: str, seed: int) -> str:
-    """What a notebook's results depend on: its code and parameters, tables it reads, the package, weights, what computes."""
+    """What a notebook's results depend on: its code, parameters, tables it reads, package, weights, what computes."""
     code = code_of(name)
     weights = [zoo.digest(known) for known in zoo.available()]
     tables = results.tables_before(scale, name) if reads_tables(code) else []

@@ -3,14 +3,16 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import optax
 import pandas as pd
 
 from mnemosyne import zoo
 from mnemosyne.architectures import ARCHITECTURES
+from mnemosyne.bench import bench_training
 from mnemosyne.evaluate import Contender, best_rates, interval, untuned
 from mnemosyne.mixed import hybrid
-from mnemosyne.regimes import Regime, fine_tune, trained_part
+from mnemosyne.regimes import EMBEDDING_AND_CLS, LAST_LAYER, LAST_TWO, Regime, fine_tune, regime, trained_part
 from mnemosyne.results import Run
 from mnemosyne.scale import Scale
 from mnemosyne.tasks import standins
@@ -25,6 +27,10 @@ ITERATIONS = 500
 EXPERT = 3e-2
 """Rate of the Adam that the paper's Mnemosyne was meta-trained to imitate."""
 
+EVERYTHING = regime(rest="adam")
+"""What Adam trains where it is compared in Fig. 5 and 9."""
+
+VARIANTS = ("coordinate", "paced", "light", "tensor", "super")
 PACED = ("paced", "Mnemosyne paced")
 """Our variant: the name of its weights, and a label."""
 
@@ -74,6 +80,45 @@ def more_layers(name: str, backbone: Backbone, images: Dataset, labels: Regime, 
     """Make a task of what a regime trains of a pre-trained ViT, with a fresh head for these images."""
     module = backbone.module.clone(classes=images.classes)
     return trained_part(classifier(name, module, images, batch_size), backbone.params, labels)
+
+
+def top_layers(module: VisionTransformer) -> Regime:
+    """Fig. 9 for a model of fewer layers: the last two thirds of them, embedding, class token and head."""
+    return regime(mnemosyne=("embedding", "cls", "head"), top=round(2 * module.layers / 3))
+
+
+def costs(standin: standins.Standin, images: Dataset, examples: int = 32) -> pd.DataFrame:
+    """Time training steps in every regime of a ViT, by Adam and by what the paper has there.
+
+    Args:
+        standin: the model; its weights and the optimizers' are random, on which time and memory do not depend.
+        images: to train on.
+        examples: in a batch.
+
+    Returns:
+        Rows (regime, optimizer, parameters, state bytes, peak bytes, examples/s, × Adam) of `bench.bench_training`.
+        `× Adam` is the time of a step over that of Adam on the same parameters.
+    """
+    adam = optax.adam(1e-3)
+    tx = {name: ARCHITECTURES[name].make(ARCHITECTURES[name].init(jax.random.key(0))) for name in VARIANTS}
+    last = {"Mnemosyne": tx["coordinate"], "Mnemosyne hybrid": hybrid(tx["coordinate"]), "Mnemosyne paced": tx["paced"]}
+    chosen = {
+        "everything": (EVERYTHING, {}),
+        "last layer": (LAST_LAYER, last),
+        "Fig. 5": (LAST_TWO, {"Mnemosyne light": tx["light"]}),
+        "Fig. 8": (EMBEDDING_AND_CLS, {"Mnemosyne tensor-wise": tx["tensor"]}),
+        "Fig. 9": (top_layers(standin.module), {"Mnemosyne Super": tx["super"]}),
+    }
+    weights = standin.task.init(jax.random.key(0))
+    backbone = Backbone(standin.module, {k: v for k, v in weights.items() if k != "head"}, 0.0)
+    entries = {}
+    for name, (labels, ours) in chosen.items():
+        task = more_layers(name, backbone, images, labels, examples)
+        for optimizer, by in {"Adam": adam, **ours}.items():
+            entries[name, optimizer] = task, fine_tune(labels, {"mnemosyne": by, "adam": adam})
+    rows = bench_training(entries, examples).rename_axis(["regime", "optimizer"]).reset_index()
+    base = rows[rows.optimizer == "Adam"].set_index("regime")["examples/s"]
+    return rows.assign(**{"× Adam": base[rows.regime].to_numpy() / rows["examples/s"]})
 
 
 def entrant(weights: str, label: str, labels: Regime, rate: float = 1e-3) -> Contender:
