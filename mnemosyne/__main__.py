@@ -121,7 +121,7 @@ def data_command(action: Positional[Literal["list", "fetch", "verify"]], name: P
 
 def state(name: str) -> str:
     """One line on whether a data set can be used."""
-    if name == "digits":
+    if name in data.DIGITS:
         return "bundled with scikit-learn"
     try:
         data.verify(name)

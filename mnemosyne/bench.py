@@ -13,6 +13,8 @@ from mnemosyne import zoo
 from mnemosyne.memory import cam
 from mnemosyne.mixed import state_bytes
 from mnemosyne.provenance import device, versions
+from mnemosyne.tasks.attention import count
+from mnemosyne.types import Params, Task
 
 SIZES = (10_000, 100_000, 1_000_000)
 ROUNDS = 7  # medians of so many, the contenders taking turns so that the machine's noise is shared
@@ -79,6 +81,45 @@ def bench_sequence(t: int = 4_096, d: int = 16, projections: int = 16, rounds: i
         difference = float(np.abs(one - other).max() / np.abs(one).max())
         rows.append([what, slow * 1e3, fast * 1e3, slow / fast, difference])
     return pd.DataFrame(rows, columns=["of", "scan, ms", "parallel, ms", "ratio", "relative difference"])
+
+
+def bench_training(
+    entries: dict[str, tuple[Task, optax.GradientTransformation]], examples: int, rounds: int = ROUNDS
+) -> pd.DataFrame:
+    """Time whole training steps, gradient and update, the entries taking turns.
+
+    Args:
+        entries: what is trained, and by what, by label. The parameters of a task are those that are trained.
+        examples: in a batch of each task.
+        rounds: a time is the median of so many.
+
+    Returns:
+        By label (parameters, state bytes, peak bytes, examples/s). The peak is the compiler's count for one
+        step: parameters, state and batch, frozen parameters among it, and all temporaries.
+    """
+    steps, rows = {}, {}
+    for label, (task, tx) in entries.items():
+        params = jax.tree.map(jnp.copy, task.init(jax.random.key(0)))  # a step overwrites them
+        step, peak = _training_step(task, tx, params)
+        steps[label] = _timer(step, (params, tx.init(params)))
+        rows[label] = {"parameters": count(params), "state bytes": state_bytes(tx, params), "peak bytes": peak}
+    spent = pd.DataFrame([{label: step() for label, step in steps.items()} for _ in range(rounds)])
+    return pd.DataFrame.from_dict(rows, orient="index").assign(**{"examples/s": examples / spent.median()})
+
+
+def _training_step(task: Task, tx: optax.GradientTransformation, params: Params) -> tuple[Callable, int]:
+    """Compile a step of (parameters, state), which it overwrites, on one batch; and count the bytes it needs."""
+    batch = task.batch(task.data, jax.random.key(1))
+
+    def step(carry, batch):
+        params, state = carry
+        updates, state = tx.update(jax.grad(task.loss)(params, batch), state, params)
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=0).lower((params, tx.init(params)), batch).compile()
+    sizes = compiled.memory_analysis()
+    peak = sizes.argument_size_in_bytes + sizes.output_size_in_bytes + sizes.temp_size_in_bytes
+    return lambda carry: compiled(carry, batch), peak - sizes.alias_size_in_bytes
 
 
 def per_call(f: Callable, *args, calls: int) -> float:

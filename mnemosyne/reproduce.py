@@ -21,6 +21,8 @@ from PIL import Image
 from mnemosyne import results, zoo
 from mnemosyne.scale import scale_named
 
+ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -63,7 +65,7 @@ def reproduce(
     chosen = select(only)
     if in_place and (scale, seed) != ("quick", 0):
         raise ValueError("the repository keeps notebooks run at scale quick with seed 0; drop --in-place")
-    executed = results.root() / "data" / "cache" / "executed" / scale
+    executed = results.output() / "data" / "cache" / "executed" / scale
     results.writable(executed)
     os.environ["MNEMOSYNE_BATCH"] = "1"  # no widgets: see explore.sliders
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(results.root() / "data" / "cache" / "jax"))
@@ -132,12 +134,14 @@ def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in
 
 
 def fingerprint(name: str, scale: str, seed: int) -> str:
-    """What a notebook's results depend on: its code, parameters, tables it reads, the package and its weights."""
+    """What a notebook's results depend on: its code, parameters, tables it reads, package, weights, what computes."""
     code = code_of(name)
     weights = [zoo.digest(known) for known in zoo.available()]
     tables = results.tables_before(scale, name) if reads_tables(code) else []
     read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tables]
-    text = json.dumps([code, scale, seed, results.source_hash(), weights, read])
+    # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
+    computing = [os.environ.get("JAX_PLATFORMS"), *(path for path in ACCELERATORS if Path(path).exists())]
+    text = json.dumps([code, scale, seed, results.source_hash(), weights, read, computing])
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """The only reader and writer of results: tables, figures and claims of a notebook's run.
 
 run = open_run("07_mlps", scale, seed)      # rejects an unknown scale, makes the folders
-rows = run.train(task, contender, 500)       # kept on disk: a killed run goes on from here
+params, _ = run.pretrain(vit.task, 3_000)    # kept on disk, as are
+rows = run.train(task, contender, 500)       # these: a killed run goes on from here
 table = run.table("fig10", rows)             # data/results/<scale>/fig10.csv, read back
 run.figure("fig10", fig)                     # figures/<scale>/fig10.png and .pdf
 run.claims([...])                            # data/results/<scale>/07_mlps.claims.json
@@ -25,12 +26,13 @@ from mnemosyne.evaluate import Contender, train
 from mnemosyne.metatrain import meta_train, read_log
 from mnemosyne.provenance import device, versions
 from mnemosyne.scale import Scale, scale_named
-from mnemosyne.types import Task, Theta
+from mnemosyne.tasks.standins import pretrain
+from mnemosyne.types import Params, Task, Theta
 
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
 
-STUDIES = {"study_ablation.py", "study_capacity.py", "study_features.py", "study_rivals.py"}
+STUDIES = {"study_ablation.py", "study_capacity.py", "study_features.py", "study_finetune.py", "study_rivals.py"}
 THEORY = {*STUDIES, "explore.py", "inside.py", "theory.py", "trials.py"}
 
 META = {"choices.py", "metatrain.py", "several.py", "students.py", "truncated.py"}
@@ -113,16 +115,27 @@ class Run:
         there. The key is the task's name, parameters' shapes and loss on one batch, the contender and its weights,
         sizes and seeds, the code that trains, and versions.
         """
-        shapes = jax.tree.map(lambda p: (p.shape, str(p.dtype)), jax.eval_shape(task.init, jax.random.key(0)))
-        loss = jax.jit(lambda data, key: task.loss(task.init(key), task.batch(data, key)))(task.data, jax.random.key(0))
         who = [contender.name, contender.weights, contender.rates]
-        what = [task.name, shapes, f"{float(loss):.4g}", *who, steps, self.scale.every, self.seeds]
-        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_TRAINING)}".encode())
-        path = root() / "data" / "cache" / "runs" / f"{key.hexdigest()[:24]}.csv"
+        what = [*_recognised(task), *who, steps, self.scale.every, self.seeds]
+        path = root() / "data" / "cache" / "runs" / f"{_key(what, NOT_IN_TRAINING)}.csv"
         if not path.exists():
             rows = train(task, contender, seeds=self.seeds, steps=steps, every=self.scale.every)
             _write(path, rows.to_csv(index=False))
         return pd.read_csv(path)
+
+    def pretrain(self, task: Task, steps: int) -> tuple[Params, dict[str, float]]:
+        """`standins.pretrain` with this run's seed, once: (parameters, metrics).
+
+        A second call reads what the first wrote. The key is as that of `train`, without a contender.
+        """
+        what = [*_recognised(task), steps, self.seed]
+        path = root() / "data" / "cache" / "pretrained" / f"{_key(what, NOT_IN_TRAINING)}.safetensors"
+        if not path.exists():
+            params, measured = pretrain(task, steps, self.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            store.save_tree(path, params, {name: f"{float(value):.6g}" for name, value in measured.items()})
+        measured = {name: float(value) for name, value in store.read(path)[1].items()}
+        return store.load_tree(path, jax.eval_shape(task.init, jax.random.key(0))), measured
 
     def meta_train(self, name: str, trainer: Any) -> tuple[Theta, list[dict]]:
         """`metatrain.meta_train`, once: (θ, log).
@@ -134,8 +147,7 @@ class Run:
         like = jax.eval_shape(trainer.start).theta
         shapes = jax.tree.map(lambda a: (a.shape, str(a.dtype)), like)
         what = [name, asdict(trainer.config), [t.name for t in trainer.tasks], shapes]
-        key = hashlib.sha256(f"{what} {source_hash(apart_from=NOT_IN_META_TRAINING)}".encode())
-        folder = root() / "data" / "cache" / "meta-training" / key.hexdigest()[:24]
+        folder = root() / "data" / "cache" / "meta-training" / _key(what, NOT_IN_META_TRAINING)
         end = folder / f"theta-{trainer.config.iterations:06d}.safetensors"
         checkpoint = folder / "checkpoint.safetensors"
         if checkpoint.exists() or not end.exists():
@@ -234,12 +246,25 @@ def _result(scale: str, file: str) -> Path:
 
 
 def source_hash(apart_from: set[str] = PRESENTATION) -> str:
-    """A hash of the package's code but some modules, and of Python, versions and backend."""
-    digest = hashlib.sha256(f"{sys.version} {versions()} {jax.default_backend()}".encode())
+    """A hash of the package's code but some modules, and of Python and versions."""
+    digest = hashlib.sha256(f"{sys.version} {versions()}".encode())
     for path in sorted(Path(__file__).parent.rglob("*.py")):
         if path.name not in apart_from:
             digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _key(what: list, apart_from: set[str]) -> str:
+    """Name something kept after all that it depends on: these values, the code but some modules, the backend."""
+    text = f"{what} {jax.default_backend()} {source_hash(apart_from)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _recognised(task: Task) -> list:
+    """What tells a task from another: its name, its parameters' shapes, its loss on one batch."""
+    shapes = jax.tree.map(lambda p: (p.shape, str(p.dtype)), jax.eval_shape(task.init, jax.random.key(0)))
+    loss = jax.jit(lambda data, key: task.loss(task.init(key), task.batch(data, key)))(task.data, jax.random.key(0))
+    return [task.name, shapes, f"{float(loss):.4g}"]
 
 
 def writable(folder: Path) -> None:

@@ -27,6 +27,13 @@ class Scale:
     ablation_seeds: int  # meta-seeds of each variant
     ablation_tasks: int  # networks to meta-train on, and as many to measure on
     ablation_steps: int  # of a network that a meta-trained variant is measured on
+    standin: tuple[int, int]  # layers and width of the Transformers that are pre-trained here
+    pretrain_steps: int  # that they are pre-trained for
+    pretrained_on: str  # images
+    fine_tuned_on: tuple[str, ...]  # images of other classes
+    fine_tune_steps: int  # where more than a last layer is trained
+    books: str  # text that language models are trained on
+    questions: tuple[str, ...]  # what a soft prompt is tuned for, see `tasks.superglue.load_rows`
 
 
 QUICK = Scale(
@@ -50,6 +57,13 @@ QUICK = Scale(
     ablation_seeds=3,
     ablation_tasks=1,
     ablation_steps=100,
+    standin=(3, 32),
+    pretrain_steps=300,
+    pretrained_on="digits_low",
+    fine_tuned_on=("digits_high",),
+    fine_tune_steps=100,
+    books="synthetic",
+    questions=("synthetic",),
 )
 LAPTOP = Scale(
     name="laptop",
@@ -72,6 +86,13 @@ LAPTOP = Scale(
     ablation_seeds=3,
     ablation_tasks=2,
     ablation_steps=300,
+    standin=(4, 64),
+    pretrain_steps=3_000,
+    pretrained_on="fashion_mnist",
+    fine_tuned_on=("mnist", "cifar100_10k"),
+    fine_tune_steps=300,
+    books="gutenberg",
+    questions=("copa", "wic"),
 )
 PAPER = replace(
     LAPTOP,
@@ -88,6 +109,11 @@ PAPER = replace(
     ablation_iterations=2_000,
     ablation_seeds=5,
     ablation_steps=1_000,
+    standin=(12, 256),
+    pretrain_steps=30_000,
+    fine_tuned_on=("mnist", "cifar10", "cifar100"),
+    fine_tune_steps=5_000,
+    questions=("cb", "copa", "rte", "wic"),
 )
 
 SCALES = {s.name: s for s in (QUICK, LAPTOP, PAPER)}

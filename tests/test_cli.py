@@ -1,6 +1,8 @@
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mnemosyne import __main__ as cli
@@ -10,6 +12,7 @@ from mnemosyne.evolution import EvolutionConfig
 from mnemosyne.tasks import sets, suite
 from mnemosyne.tasks.classify import MLPSpec
 from mnemosyne.truncated import MetaConfig
+from mnemosyne.types import Task
 
 
 def call(capsys, *args):
@@ -113,6 +116,20 @@ def test_bench_measures_ratios_and_bytes():
     assert round(table["bytes/parameter"]["coordinate"]) == 4352
     assert table["× adam"]["optax.adam"] == 1.0
     assert (table["× copy of its state"] > 0).all()
+
+
+def test_bench_of_training_counts_what_is_trained_and_what_rests():
+    body = jnp.ones((50, 50))
+    loss = lambda params, batch: jnp.sum((batch @ params["w"]) ** 2)
+    task = Task("t", jnp.ones((8, 50)), lambda key: {"w": body}, lambda data, key: data, loss, None)
+    table = bench.bench_training({"SGD": (task, optax.sgd(0.1)), "Adam": (task, optax.adam(0.1))}, 8, rounds=1)
+    assert list(table.index) == ["SGD", "Adam"]
+    assert list(table.parameters) == [2_500, 2_500]
+    assert list(table["state bytes"]) == [0, 20_004]
+    sgd, adam = table["peak bytes"]
+    assert sgd >= body.nbytes + task.data.nbytes
+    assert 20_000 <= adam - sgd <= 50_000
+    assert (table["examples/s"] > 0).all()
 
 
 def test_bench_compares_the_parallel_form_with_the_scan():

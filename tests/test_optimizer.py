@@ -14,6 +14,7 @@ import mnemosyne
 from mnemosyne import zoo
 from mnemosyne.coordinate import COORDINATE, LIGHT, coordinate_rule
 from mnemosyne.optimizer import drop_in, scale_by_tensor_rms, zero_nonfinite
+from tests.helpers import sequence
 
 PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}
 TARGET = jax.tree.map(lambda p: p + 0.3, PARAMS)
@@ -115,6 +116,32 @@ def test_composes(tx, wrap):
     wrapped = wrap(tx)
     params, _ = train(wrapped, PARAMS)
     assert distance(params) < 0.6 * distance(PARAMS)
+
+
+def test_two_half_batches_are_one_whole_batch():
+    """optax.MultiSteps hands on the mean gradient: parameters and memories end where one whole batch puts them."""
+    x, y = sequence(0, 3, 8, 4), sequence(1, 3, 8)
+    params = {"w": jnp.full(4, 0.1), "b": jnp.zeros(())}
+
+    def loss(params, x, y):
+        return jnp.mean((x @ params["w"] + params["b"] - y) ** 2)
+
+    def run(tx, x, y):
+        def step(carry, batch):
+            params, state = carry
+            updates, state = tx.update(jax.grad(loss)(params, *batch), state, params)
+            return (optax.apply_updates(params, updates), state), params
+
+        return jax.jit(lambda: jax.lax.scan(step, (params, tx.init(params)), (x, y)))()
+
+    tx = mnemosyne.pretrained("coordinate")
+    (whole, memory), _ = run(tx, x, y)
+    halves = (a.reshape(6, 4, *a.shape[2:]) for a in (x, y))
+    (halved, state), path = run(optax.MultiSteps(tx, 2).gradient_transformation(), *halves)
+    same(halved, whole, rtol=1e-4, atol=1e-5)
+    same(state.inner_opt_state, memory, rtol=1e-3, atol=1e-5)
+    assert np.array_equal(path["w"][0], path["w"][1])  # nothing moves between two halves
+    assert not np.array_equal(path["w"][1], path["w"][2])
 
 
 def test_inject_hyperparams_and_schedules():

@@ -23,7 +23,7 @@ from mnemosyne.regimes import (
 )
 from mnemosyne.tasks.attention import count, shapes
 from mnemosyne.tasks.bert import BERT
-from mnemosyne.tasks.classify import classifier
+from mnemosyne.tasks.classify import classifier, last_layer
 from mnemosyne.tasks.t5 import T5
 from mnemosyne.tasks.vision import VISION, VisionTransformer
 
@@ -142,6 +142,24 @@ def test_frozen_parameters_cost_no_gradient_memory(digits):
     assert 4 * count(params) <= whole
     assert 4 * (64 * 10 + 10) <= gradient < 4 * (64 * 10 + 10) + 64
     assert temporary < 0.5 * whole_temporary
+
+
+def test_a_last_layer_on_kept_features_is_the_trained_part(task, weights, digits):
+    headless = {name: leaf for name, leaf in weights.items() if name != "head"}
+    quick = last_layer("last layer", TINY, weights, digits, batch_size=32)
+    part = trained_part(task, headless, LAST_LAYER)
+    params = {"head": {"kernel": jnp.full((8, 10), 0.1).at[:, 3].set(-0.2), "bias": jnp.arange(10.0)}}
+    assert jax.tree.map(jnp.shape, part.init(jax.random.key(0))) == jax.tree.map(jnp.shape, params)
+    found, wanted = (
+        jax.jit(lambda key, t=t: jax.value_and_grad(t.loss)(params, t.batch(t.data, key)))(jax.random.key(2))
+        for t in (quick, part)
+    )
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-5)
+    measured, expected = (jax.jit(t.metrics)(params, t.data) for t in (quick, part))
+    assert np.isclose(measured["loss"], expected["loss"], rtol=1e-4)
+    assert abs(measured["accuracy"] - expected["accuracy"]) < 0.01
+    assert not any(leaf.any() for leaf in jax.tree.leaves(quick.init(jax.random.key(0))))
 
 
 def test_seeds_share_the_weights_and_draw_what_these_lack(task, weights):

@@ -1,7 +1,9 @@
 """Promises the repository makes about itself: environments in step, notebooks by their contract, no stray paths."""
 
+import ast
 import re
 import subprocess
+import sys
 import tomllib
 
 import nbformat
@@ -96,6 +98,29 @@ def test_committed_verdicts_are_the_ones_shown(path):
         assert claim["id"] in text
         assert claim["verdict"] in text
         assert claim["rule"]
+
+
+def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
+    driver = nbformat.read(ROOT / "colab.ipynb", as_version=4)
+    code = [c for c in driver.cells if c.cell_type == "code"]
+    assert not any(c.outputs or c.execution_count for c in code)
+    tree = ast.parse("\n".join(c.source for c in code))  # no magics
+    imported = {a.name for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    assert imported == {"json", "os", "subprocess", "sys"}
+    text = "\n".join(c.source for c in code)
+    for needed in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_DATA", '"reproduce"', "drive.mount"):
+        assert needed in text
+
+
+def test_choosing_what_to_run_starts_no_accelerator():
+    """A TPU serves one process, and that has to be the notebook's, not the one that starts it."""
+    program = (
+        "from mnemosyne import reproduce\n"
+        "from jax._src import xla_bridge\n"
+        "reproduce.fingerprint('01_memory', 'quick', 0)\n"
+        "assert not xla_bridge.backends_are_initialized()\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
 def test_no_machine_path_and_no_pickle_in_tracked_text():

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from mnemosyne import plotting, reproduce, results
+from mnemosyne import plotting, reproduce, results, study_finetune
 from mnemosyne.evaluate import Contender
 from mnemosyne.results import Claim, open_run
 from mnemosyne.scale import SCALES, scale_named
@@ -51,6 +51,8 @@ def test_scales_divide():
         assert scale.ablation_iterations % Several.chunk == 0
         assert scale.ablation_steps % scale.every == 0
         assert scale.ablation_seeds >= 3
+        assert scale.fine_tune_steps % scale.every == study_finetune.ITERATIONS % scale.every == 0
+        assert scale.standin[0] >= 3  # Fig. 5 trains the last two layers, Fig. 9 two thirds
 
 
 def test_unknown_scale_seed_and_notebook_are_refused(checkout):
@@ -100,6 +102,28 @@ def test_runs_are_computed_once(checkout, monkeypatch):
     assert calls[-1][2] == (1000, 1001, 1002)
 
 
+def test_pre_trained_parameters_are_computed_once_and_kept(checkout, monkeypatch):
+    calls = []
+
+    def pretrain(task, steps, seed):
+        calls.append((task.name, steps, seed))
+        return {"w": jnp.full(3, float(len(calls)))}, {"loss": jnp.float32(0.25)}
+
+    monkeypatch.setattr(results, "pretrain", pretrain)
+    loss = lambda p, b: p["w"].sum() * b.sum()
+    task = Task("t", jnp.ones(2), lambda key: {"w": jnp.ones(3)}, lambda d, key: d, loss, None)
+    run = open_run("01_good", seed=3)
+    (first, measured), (second, again) = run.pretrain(task, 40), run.pretrain(task, 40)
+    assert calls == [("t", 40, 3)]
+    assert np.array_equal(first["w"], second["w"])
+    assert measured == again == {"loss": 0.25}
+    run.pretrain(task, 60)
+    run.pretrain(task._replace(data=jnp.ones(2) / 3), 40)
+    open_run("01_good", seed=4).pretrain(task, 40)
+    assert len(calls) == 4
+    assert len(list((checkout / "data/cache/pretrained").iterdir())) == 4  # whole files alone
+
+
 def test_tables_say_how_they_came_and_do_not_change(checkout):
     run, rows = open_run("01_good", seed=2), pd.DataFrame({"a": [1 / 3], "b": ["x"]})
     back = run.table("t", rows)
@@ -143,6 +167,10 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     open_run("01_good").table("t", pd.DataFrame({"a": [1.0]}))
     assert (tmp_path / "elsewhere" / "data/results/quick/t.csv").exists()
     assert not (checkout / "data/results/quick/t.csv").exists()
+    open_run("01_good").claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")])
+    assert results.read_claims("quick", "01_good")
+    monkeypatch.delenv("MNEMOSYNE_OUTPUT")
+    assert not results.read_claims("quick", "01_good")
 
 
 def test_a_read_only_folder_is_named(checkout):

@@ -2,20 +2,40 @@ import jax
 import numpy as np
 import pytest
 
-from mnemosyne.tasks.attention import count, shapes
+from mnemosyne.tasks.attention import count
 from mnemosyne.tasks.classify import MLPSpec, classify
-from mnemosyne.tasks.data import pool
-from mnemosyne.tasks.standins import VIT, pretrain, vit_task
+from mnemosyne.tasks.standins import bert, described, pretrain, t5, vit
 
 
-def test_the_vit_is_small_enough_to_be_kept(digits):
-    task = vit_task(digits)
-    params = jax.eval_shape(task.init, jax.random.key(0))
+def shapes_of(standin):
+    return jax.eval_shape(standin.task.init, jax.random.key(0))
+
+
+def test_a_vit_has_the_size_it_is_asked_for(digits):
+    standin = vit(digits, size=(4, 64), patch=2)
+    params = shapes_of(standin)
     assert params["head"]["kernel"].shape == (64, 10)
-    assert jax.tree.structure(params) == jax.tree.structure(shapes(VIT))
-    assert 200_000 < count(shapes(VIT)) < 300_000  # below 1.2 MB in float32
-    with pytest.raises(ValueError, match="patches of 4 do not tile images of side 2"):
-        jax.eval_shape(vit_task(pool(digits, 4)).init, jax.random.key(0))
+    assert params["positions"].shape == (17, 64)
+    assert [name for name in params if name.startswith("layer_")] == [f"layer_{i}" for i in range(4)]
+    assert 200_000 < count(params) < 210_000
+    assert described(standin.module) == "vit 4x64 patch 2"
+    assert standin.task.name == "vit 4x64 patch 2 digits"
+    with pytest.raises(ValueError, match="patches of 3 do not tile images of side 8"):
+        shapes_of(vit(digits, size=(2, 8), patch=3))
+
+
+@pytest.mark.parametrize("make", [bert, t5])
+def test_a_language_model_learns_its_pieces_from_its_text(make):
+    standin = make("synthetic", size=(2, 8), length=16, batch_size=4)
+    assert standin.module.vocabulary == standin.tokenizer.get_vocab_size()
+    tokens = standin.tokenizer.encode("these bold cats chase a dog.").tokens
+    assert {"these", "bold", "a", "dog"} <= set(tokens)
+    assert not {"[UNK]", "<unk>"} & set(tokens)
+    assert standin.task.name == ("bert 2x8 synthetic" if make is bert else "t5 1x8 synthetic")
+    params = shapes_of(standin)
+    batch = jax.eval_shape(standin.task.batch, standin.task.data, jax.random.key(0))
+    assert jax.eval_shape(standin.task.loss, params, batch).shape == ()
+    assert count(params) > 8 * standin.module.vocabulary
 
 
 def test_pre_training_learns_and_follows_the_seed(digits):

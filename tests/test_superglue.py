@@ -12,6 +12,7 @@ from mnemosyne.regimes import SOFT_PROMPT, fine_tune, trained_part
 from mnemosyne.tasks import data, sources, superglue, tokens
 from mnemosyne.tasks.superglue import Labelled, Rows, load_rows, prompted
 from mnemosyne.tasks.t5 import EncoderDecoder, shift_right
+from mnemosyne.tasks.text import ADJECTIVES
 
 TINY = EncoderDecoder(layers=1, heads=2, head_dim=8, hidden=16, mlp_dim=16, vocabulary=64)
 TEXTS = tuple(
@@ -113,8 +114,21 @@ def test_every_task_has_files_and_a_form():
     assert rows == set(superglue.KINDS) == set(WRITTEN)
 
 
+def test_made_up_sentences_tell_which_article_they_lost():
+    loaded = load_rows("synthetic")
+    assert loaded.words == ("this", "these")
+    for part in (loaded.train, loaded.validation):
+        for text, label in zip(*part, strict=True):
+            subject = next(
+                w for w in text.removeprefix("synthetic sentence: ").rstrip(".").split() if w not in ADJECTIVES
+            )
+            assert subject.endswith("s") == label
+        assert 0.4 < part.labels.mean() < 0.6
+    assert len(loaded.train.texts) > 1_000
+
+
 def test_absent_unknown_and_malformed_rows_are_errors(tmp_path, monkeypatch):
-    with pytest.raises(data.DataError, match="unknown SuperGLUE task 'record'; there are boolq_3k, cb"):
+    with pytest.raises(data.DataError, match="unknown SuperGLUE task 'record'; there are synthetic, boolq_3k, cb"):
         load_rows("record")
     place("cb", [[{"premise": "A", "label": "neutral"}]] * 2, tmp_path, monkeypatch)
     with pytest.raises(data.DataError, match=r"a row of cb has no hypothesis, premise and label.*'hypothesis'"):

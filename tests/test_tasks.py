@@ -98,7 +98,7 @@ def test_absent_mnist_is_an_error_at_once(tmp_path, monkeypatch):
 
 
 def test_an_unknown_data_set_lists_those_there_are():
-    with pytest.raises(data.DataError, match="digits, mnist, fashion_mnist"):
+    with pytest.raises(data.DataError, match="digits, digits_low, digits_high, mnist, fashion_mnist"):
         data.load("imagenet")
 
 
@@ -122,9 +122,19 @@ def test_digits(digits):
     assert set(np.asarray(labels)) == set(range(10))
 
 
+def test_halves_of_the_digits_share_no_class_and_leave_none_out(digits):
+    low, high = data.load("digits_low"), data.load("digits_high")
+    for whole, first, second in zip(digits[1:4], low[1:4], high[1:4], strict=True):
+        assert np.array_equal(first.images, whole.images[whole.labels < 5])
+        assert np.array_equal(second.labels, whole.labels[whole.labels >= 5] - 5)
+    assert low.classes == high.classes == 5
+    assert int(high.train.labels.max()) == 4
+
+
 def test_resizing_interpolates_and_changes_colours(digits):
     larger = data.resize(digits, 16, 3)
     assert larger.name == "digits 16×16×3"
+    assert data.resize(digits, 8, 1) is digits
     assert larger.train.images.shape == (1197, 16, 16, 3)
     assert larger.train.images.dtype == jnp.uint8
     assert abs(larger.mean - digits.mean) < 0.01

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
@@ -11,7 +12,7 @@ from jaxtyping import Array, Float
 from mnemosyne.tasks.attention import patches
 from mnemosyne.tasks.data import Dataset, Split, draw, standardise
 from mnemosyne.tasks.networks import encoder
-from mnemosyne.types import Task
+from mnemosyne.types import Params, Task
 
 ACTIVATIONS: dict[str, Callable] = {"sigmoid": nn.sigmoid, "relu": nn.relu}
 
@@ -124,3 +125,50 @@ def classifier(name: str, module: nn.Module, data: Dataset, batch_size: int) -> 
         return {"loss": mean, "accuracy": jnp.mean(jnp.argmax(logits, -1) == held.labels)}
 
     return Task(name, arrays, init, batch, loss, metrics)
+
+
+def last_layer(name: str, module: nn.Module, params: Params, data: Dataset, batch_size: int) -> Task:
+    """Make a task of a model's head alone, on features that are computed once (paper Fig. 4, 16, 17, Tab. 1).
+
+    The same batches, losses and gradients as `regimes.trained_part` with LAST_LAYER has, without its forward pass
+    through frozen layers at every step.
+
+    Args:
+        name: of the task.
+        module: with a width `hidden`, `classes` and a linear "head", such as a `vision.VisionTransformer`.
+        params: its frozen parameters; a head among them is left out.
+        data: images as large as the module's.
+        batch_size: examples a step.
+
+    Returns:
+        A `Task` whose parameters are {"head": …}, which begins at zero.
+    """
+    same = {"kernel": jnp.eye(module.hidden), "bias": jnp.zeros(module.hidden)}
+    model = module.clone(classes=module.hidden)  # a head that hands on what it is given
+    head = nn.Dense(data.classes, kernel_init=nn.initializers.zeros)
+
+    def features(image: Array) -> Array:
+        return model.apply({"params": {**params, "head": same}}, standardise(data, image[None]))[0]
+
+    def seen(part: Split) -> tuple[Array, Array]:
+        return jax.jit(lambda images: jax.lax.map(features, images, batch_size=batch_size))(part.images), part.labels
+
+    def batch(arrays: dict, key: Array):
+        inputs, labels = arrays["train"]
+        i = jax.random.randint(key, (batch_size,), 0, len(labels))
+        return inputs[i], labels[i]
+
+    def measure(params: Params, examples: tuple[Array, Array]) -> dict[str, Array]:
+        inputs, labels = examples
+        logits = head.apply({"params": params["head"]}, inputs)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return {"loss": losses.mean(), "accuracy": jnp.mean(jnp.argmax(logits, -1) == labels)}
+
+    return Task(
+        name,
+        {"train": seen(data.train), "validation": seen(data.validation)},
+        init=lambda key: {"head": head.init(key, jnp.zeros((1, module.hidden)))["params"]},
+        batch=batch,
+        loss=lambda params, examples: measure(params, examples)["loss"],
+        metrics=lambda params, arrays: measure(params, arrays["validation"]),
+    )

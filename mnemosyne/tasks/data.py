@@ -49,7 +49,9 @@ class DataError(Exception):
     """Data that is absent or not what it should be; the message says what to do."""
 
 
-NAMES = ("digits", *SOURCES)
+DIGITS = {"digits": (0, 10), "digits_low": (0, 5), "digits_high": (5, 10)}
+"""Names of scikit-learn's digits → first class, and the one behind the last: all, or those below and from five on."""
+NAMES = (*DIGITS, *SOURCES)
 LOADERS = {"text": "text.load_text", "rows": "superglue.load_rows"}
 """What loads data that are no images, by format."""
 
@@ -74,13 +76,13 @@ def load(name: str) -> Dataset:
         Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep 5,000 training images for validation,
         the last in the fixed order that tensorflow-datasets shuffles them to; CIFAR keeps its last 5,000, its
         subsets a tenth, balanced over the classes; digits, which has one part, is cut 1,197 / 300 / 300 after
-        one fixed permutation.
+        one fixed permutation, and its halves as it is. Labels count from 0.
 
     Raises:
         DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.
     """
-    if name == "digits":
-        return _digits()
+    if name in DIGITS:
+        return _digits(name)
     source = _source(name)
     if source.format in LOADERS:
         raise DataError(f"{name} is text, not images: mnemosyne.tasks.{LOADERS[source.format]}({name!r})")
@@ -126,10 +128,15 @@ def resize(data: Dataset, side: int, channels: int) -> Dataset:
         side: of the new ones, pixels.
         channels: 1 averages colours, 3 repeats grey.
 
+    Returns:
+        Data under a name that says so; those that are as wanted already, as they are.
+
     Raises:
         ValueError: if there is no such way from the data's channels to these.
     """
     c = data.train.images.shape[3]
+    if data.train.images.shape[1:] == (side, side, channels):
+        return data
     if channels not in (1, c) and c != 1:
         raise ValueError(f"images of {c} channels do not become images of {channels}: 1 or {c} can be had")
 
@@ -244,12 +251,16 @@ def _dataset(name: str, train: Split, validation: Split, test: Split, classes: i
     return Dataset(name, *parts, mean=float(pixels.mean()), std=float(pixels.std()), classes=classes)
 
 
-def _digits() -> Dataset:
+def _digits(name: str) -> Dataset:
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     order = np.random.default_rng(0).permutation(len(images))
     images, labels = images[order], bunch.target[order]
-    cuts = [slice(0, 1197), slice(1197, 1497), slice(1497, None)]
-    return _dataset("digits", *(Split(images[c], labels[c]) for c in cuts))
+    first, end = DIGITS[name]
+    parts = []
+    for cut in (slice(0, 1197), slice(1197, 1497), slice(1497, None)):
+        kept = (first <= labels[cut]) & (labels[cut] < end)
+        parts.append(Split(images[cut][kept], labels[cut][kept] - first))
+    return _dataset(name, *parts, classes=end - first)
