@@ -8,7 +8,6 @@ import optax
 import pandas as pd
 
 from mnemosyne import zoo
-from mnemosyne.architectures import ARCHITECTURES
 from mnemosyne.bench import bench_training
 from mnemosyne.evaluate import Contender, best_rates, interval, untuned
 from mnemosyne.mixed import hybrid
@@ -30,9 +29,16 @@ EXPERT = 3e-2
 EVERYTHING = regime(rest="adam")
 """What Adam trains where it is compared in Fig. 5 and 9."""
 
-VARIANTS = ("coordinate", "paced", "light", "tensor", "super")
-PACED = ("paced", "Mnemosyne paced")
-"""Our variant: the name of its weights, and a label."""
+LABELS = {
+    "coordinate": "Mnemosyne",
+    "paced": "Mnemosyne paced",
+    "light": "Mnemosyne light",
+    "tensor": "Mnemosyne tensor-wise",
+    "tensor_paced": "Mnemosyne tensor-wise, paced",
+    "super": "Mnemosyne Super",
+    "super_paced": "Mnemosyne Super, paced",
+}
+"""Names of weights → what tables and figures call them."""
 
 TABLE_1 = pd.DataFrame(
     [
@@ -91,7 +97,7 @@ def costs(standin: standins.Standin, images: Dataset, examples: int = 32) -> pd.
     """Time training steps in every regime of a ViT, by Adam and by what the paper has there.
 
     Args:
-        standin: the model; its weights and the optimizers' are random, on which time and memory do not depend.
+        standin: the model; its weights are random, on which time and memory do not depend.
         images: to train on.
         examples: in a batch.
 
@@ -100,14 +106,14 @@ def costs(standin: standins.Standin, images: Dataset, examples: int = 32) -> pd.
         `× Adam` is the time of a step over that of Adam on the same parameters.
     """
     adam = optax.adam(1e-3)
-    tx = {name: ARCHITECTURES[name].make(ARCHITECTURES[name].init(jax.random.key(0))) for name in VARIANTS}
-    last = {"Mnemosyne": tx["coordinate"], "Mnemosyne hybrid": hybrid(tx["coordinate"]), "Mnemosyne paced": tx["paced"]}
+    shipped = lambda *names: {LABELS[name]: zoo.pretrained(name) for name in names}
+    mixed = {"Mnemosyne hybrid": hybrid(zoo.pretrained("coordinate"))}
     chosen = {
         "everything": (EVERYTHING, {}),
-        "last layer": (LAST_LAYER, last),
-        "Fig. 5": (LAST_TWO, {"Mnemosyne light": tx["light"]}),
-        "Fig. 8": (EMBEDDING_AND_CLS, {"Mnemosyne tensor-wise": tx["tensor"]}),
-        "Fig. 9": (top_layers(standin.module), {"Mnemosyne Super": tx["super"]}),
+        "last layer": (LAST_LAYER, shipped("coordinate", "paced") | mixed),
+        "Fig. 5": (LAST_TWO, shipped("light", "paced")),
+        "Fig. 8": (EMBEDDING_AND_CLS, shipped("tensor", "tensor_paced")),
+        "Fig. 9": (top_layers(standin.module), shipped("super", "super_paced")),
     }
     weights = standin.task.init(jax.random.key(0))
     backbone = Backbone(standin.module, {k: v for k, v in weights.items() if k != "head"}, 0.0)
@@ -121,19 +127,16 @@ def costs(standin: standins.Standin, images: Dataset, examples: int = 32) -> pd.
     return rows.assign(**{"× Adam": base[rows.regime].to_numpy() / rows["examples/s"]})
 
 
-def entrant(weights: str, label: str, labels: Regime, rate: float = 1e-3) -> Contender:
-    """Make an entrant of weights for what a regime gives to Mnemosyne, and Adam for what it leaves to Adam.
+def entrant(name: str, labels: Regime, rate: float = 1e-3) -> Contender:
+    """Make an entrant of shipped weights for what a regime gives to Mnemosyne, and Adam for what it leaves to Adam.
 
     Args:
-        weights: a key of `ARCHITECTURES`. As long as it has no weights, "paced" runs in its place, by its own label.
-        label: for tables and figures; no two regimes that train the same parameters may share one.
+        name: a key of `LABELS`. Regimes that train the same parameters must differ in who trains them.
         labels: the regime.
         rate: Adam's; the paper's 1e-3 by default.
     """
-    if weights in ARCHITECTURES and weights not in zoo.available():
-        weights, label = PACED
-    tx = fine_tune(labels, {"mnemosyne": zoo.pretrained(weights), "adam": optax.adam(rate)})
-    return untuned(label, tx, f"{zoo.digest(weights)}, Adam {rate:g}")
+    tx = fine_tune(labels, {"mnemosyne": zoo.pretrained(name), "adam": optax.adam(rate)})
+    return untuned(LABELS[name], tx, f"{zoo.digest(name)}, Adam {rate:g}")
 
 
 def hybrid_entrant() -> Contender:
