@@ -43,10 +43,11 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
         name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or
             "coordinate" (the paper's: two encoders of width 16, raw gradients, App. B.1), "odd" (the same size, odd by
             construction, normalised per tensor), "light" (one encoder of width 8, §5.3), "normalised" (the direction of
-            "paced" alone), "tensor" (a memory for each tensor, §3.2) and "tensor_averaged" (of averaged gradients),
-            "super" (light on the largest tensors, tensor-wise on the others, §5.4), "hybrid" (light, with Adam on
-            biases and gains, §5.2), or a rival: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for
-            `value=loss` and `horizon=steps`.
+            "paced" alone), "tensor" (a memory for each tensor, §3.2), "tensor_averaged" (of averaged gradients) and
+            "tensor_paced" (that at a learned pace, with half of Adam's state), "super" (light on the largest tensors,
+            tensor-wise on the others, §5.4) and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2),
+            or a rival: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for `value=loss` and
+            `horizon=steps`.
         step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
 
     Returns:
