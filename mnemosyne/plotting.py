@@ -73,6 +73,15 @@ def curves(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     ax.set_xlabel("step")
 
 
+def shades(ax: Axes, rows: pd.DataFrame, column: str) -> None:
+    """Draw the mean over seeds of `column` against the step at every rate of one optimizer, the larger the darker."""
+    runs = list(rows.groupby("rate"))
+    for depth, (rate, group) in zip(np.linspace(0.25, 1.0, len(runs)), runs, strict=True):
+        mean = group.groupby("step")[column].mean()
+        label = label_of(group.optimizer.iloc[0], rate)
+        ax.plot(mean.index, mean, color=plt.colormaps["Oranges"](depth), lw=0.9, label=label)
+
+
 def log_steps(ax: Axes) -> None:
     """Put steps on a logarithmic axis with round numbers for ticks."""
     ax.set_xscale("log")
