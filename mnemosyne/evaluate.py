@@ -73,7 +73,8 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
         return jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
 
     over_seeds = jax.vmap(one, in_axes=(None, 0, None))
-    program = jax.jit(jax.vmap(over_seeds, in_axes=(0, None, None)))
+    # Seeds side by side, rates one after another: all at once takes more memory and, of Transformers, more time.
+    program = jax.jit(lambda rates, *given: jax.lax.map(lambda rate: over_seeds(rate, *given), rates))
     curves = program(jnp.asarray(contender.rates), jnp.asarray(seeds), task.data)
     index = pd.MultiIndex.from_product(
         [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
