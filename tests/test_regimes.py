@@ -1,3 +1,5 @@
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,9 +25,11 @@ from mnemosyne.regimes import (
 )
 from mnemosyne.tasks.attention import count, shapes
 from mnemosyne.tasks.bert import BERT
+from mnemosyne.tasks.checkpoints import VISION_NAMES
 from mnemosyne.tasks.classify import classifier, last_layer
 from mnemosyne.tasks.t5 import T5
 from mnemosyne.tasks.vision import VISION, VisionTransformer
+from tests.models import GOLDEN, golden
 
 TINY = VisionTransformer(layers=2, heads=2, hidden=8, mlp_dim=12, patch=4, side=8, classes=10)
 LAYER = 4 * (768**2 + 768) + 2 * 768 * 3_072 + 3_072 + 768 + 4 * 768  # of B/16
@@ -193,3 +197,25 @@ def test_weights_that_do_not_fit_a_task_are_listed(task, weights):
         assert line in str(error.value)
     with pytest.raises(ValueError, match="nothing is left to train"):
         trained_part(task, weights, regime())
+
+
+def test_the_readme_trains_a_public_checkpoint_on(tmp_path, monkeypatch):
+    _, _, section = (GOLDEN.parents[1] / "README.md").read_text().partition("## Train a public checkpoint on")
+    code = section.split("```python")[1].split("```")[0]
+    tiny = VisionTransformer(layers=2, heads=3, hidden=12, mlp_dim=20, patch=4, side=8)
+    folder = tmp_path / "vit-base-patch16-224"
+    folder.mkdir()
+    shutil.copy(GOLDEN / "vit.safetensors", folder / "model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(VISION, "B/16", tiny)
+    found = {}
+    exec(code, found)
+    kept, _ = golden("vit", tiny.clone(classes=5), VISION_NAMES)
+    params, tx = found["params"], found["tx"]
+    assert params["head"]["kernel"].shape == (12, 100)
+    assert all(
+        np.array_equal(a, b) for a, b in zip(*(jax.tree.leaves(p["layer_1"]) for p in (params, kept)), strict=True)
+    )
+    state = jax.eval_shape(tx.init, params)
+    updates, _ = jax.eval_shape(tx.update, params, state, params)
+    assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
