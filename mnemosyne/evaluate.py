@@ -1,5 +1,6 @@
 """Train tasks with optimizers and write down what happened: (task, optimizer, rate, seed) → rows."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -45,10 +46,10 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
         is the first batch's. A run that blew up keeps its non-finite losses.
 
     Raises:
-        ValueError: if `every` does not divide `steps`.
+        ValueError: if `steps` is no positive multiple of `every`.
     """
-    if steps % every:
-        raise ValueError(f"every = {every} does not divide steps = {steps}")
+    if steps < 1 or steps % every:
+        raise ValueError(f"steps = {steps} is no positive multiple of every = {every}")
 
     def one(rate: Array, seed: Array, data) -> dict[str, Array]:
         # What VeLO asks for and others do not: the loss and the number of steps planned.
@@ -61,21 +62,24 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
             batch = task.batch(data, jax.random.fold_in(batch_key, t))
             loss, grads = jax.value_and_grad(task.loss)(params, batch)
             updates, state = tx.update(grads, state, params, value=loss, horizon=steps)
-            return (optax.apply_updates(params, updates), state), loss
+            return (optax.apply_updates(params, updates), state), loss.astype(jnp.float32)
 
         def stretch(carry, start):
-            carry, losses = jax.lax.scan(step, carry, start + jnp.arange(every))
-            return carry, {"train_loss": losses.mean(), **_validation(task, carry[0], data)}
+            measured = task.metrics(carry[0], data)
+            train = lambda carry: jax.lax.scan(step, carry, start + jnp.arange(every))
+            # The last stretch is only measured. Compiled once, so that a large model is not compiled twice.
+            carry, losses = jax.lax.cond(start < steps, train, lambda carry: (carry, jnp.zeros(every)), carry)
+            return carry, (losses, measured)
 
-        first = task.loss(params, task.batch(data, jax.random.fold_in(batch_key, 0)))
-        before = {"train_loss": first, **_validation(task, params, data)}
-        _, after = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(0, steps, every))
-        return jax.tree.map(lambda b, a: jnp.concatenate([b[None], a]), before, after)
+        _, (losses, measured) = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(0, steps + 1, every))
+        train_loss = jnp.concatenate([losses[0, :1], losses[:-1].mean(axis=1)])
+        return {"train_loss": train_loss, **{f"validation_{k}": v for k, v in measured.items()}}
 
-    over_seeds = jax.vmap(one, in_axes=(None, 0, None))
-    # Seeds side by side, rates one after another: all at once takes more memory and, of Transformers, more time.
-    program = jax.jit(lambda rates, *given: jax.lax.map(lambda rate: over_seeds(rate, *given), rates))
-    curves = program(jnp.asarray(contender.rates), jnp.asarray(seeds), task.data)
+    runs = [jnp.asarray(x) for x in zip(*itertools.product(contender.rates, seeds), strict=True)]
+    # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
+    together = None if jax.default_backend() == "cpu" else len(runs[0])
+    program = jax.jit(lambda runs, data: jax.lax.map(lambda run: one(*run, data), runs, batch_size=together))
+    curves = program(runs, task.data)
     index = pd.MultiIndex.from_product(
         [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
     )
@@ -83,10 +87,6 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
     rows.insert(0, "optimizer", contender.name)
     rows.insert(0, "task", task.name)
     return rows
-
-
-def _validation(task: Task, params, data) -> dict[str, Array]:
-    return {f"validation_{k}": v for k, v in task.metrics(params, data).items()}
 
 
 def best_rates(rows: pd.DataFrame, step: int, column: str = "train_loss") -> pd.DataFrame:

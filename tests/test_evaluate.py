@@ -40,8 +40,16 @@ def test_seeds_are_shared_by_optimizers():
 
 
 def test_steps_must_be_whole_stretches():
-    with pytest.raises(ValueError, match="every = 4 does not divide steps = 6"):
-        train(bowl(), ADAM, seeds=(0,), steps=6, every=4)
+    for steps in (6, 0, -4):
+        with pytest.raises(ValueError, match=f"steps = {steps} is no positive multiple of every = 4"):
+            train(bowl(), ADAM, seeds=(0,), steps=steps, every=4)
+
+
+def test_an_accelerator_takes_all_runs_at_once(monkeypatch):
+    train_bowl = lambda: train(bowl(), ADAM, seeds=(0, 1), steps=4, every=2)
+    one_by_one = train_bowl()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    pd.testing.assert_frame_equal(train_bowl(), one_by_one, rtol=1e-5)
 
 
 @pytest.mark.parametrize("contender", [ADAM, RMSPROP, SGD], ids=lambda c: c.name)
