@@ -11,7 +11,6 @@ SEED   ?= 0
 JOBS   ?= $(if $(wildcard /dev/nvidia0 /dev/accel0 /dev/vfio/0),1,2)
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
-export MPLBACKEND ?= agg
 
 .DEFAULT_GOAL := help
 .PHONY: help env figures test lab notebooks bench lock clean
@@ -31,6 +30,7 @@ $(BIN)/.installed: requirements.lock pyproject.toml
 figures: env
 	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
 
+test: export MPLBACKEND ?= agg
 test: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
