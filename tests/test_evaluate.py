@@ -47,9 +47,14 @@ def test_steps_must_be_whole_stretches():
 
 def test_an_accelerator_takes_all_runs_at_once(monkeypatch):
     train_bowl = lambda: train(bowl(), ADAM, seeds=(0, 1), steps=4, every=2)
+    sizes, real = [], jax.lax.map
+    monkeypatch.setattr(
+        jax.lax, "map", lambda *a, batch_size: sizes.append(batch_size) or real(*a, batch_size=batch_size)
+    )
     one_by_one = train_bowl()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     pd.testing.assert_frame_equal(train_bowl(), one_by_one, rtol=1e-5)
+    assert sizes == [None, 2 * len(ADAM.rates)]
 
 
 @pytest.mark.parametrize("contender", [ADAM, RMSPROP, SGD], ids=lambda c: c.name)
