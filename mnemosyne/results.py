@@ -13,7 +13,8 @@ import json
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from mnemosyne.provenance import device, versions
 from mnemosyne.scale import Scale, scale_named
 from mnemosyne.tasks.standins import pretrain
 from mnemosyne.types import Params, Task, Theta
+from mnemosyne.verdicts import VERDICTS
 
 PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
 """Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
@@ -43,8 +45,6 @@ NOT_IN_META_TRAINING = {*PRESENTATION, *THEORY, *OTHER_META, "baselines.py", "sc
 
 NOT_IN_TRAINING = {*NOT_IN_META_TRAINING, *META, "sets.py"}
 """Nor these when a network is trained by an optimizer that is given, with rates that are given."""
-
-VERDICTS = ("reproduced", "partly", "not reproduced", "not testable at this scale")
 
 
 def root() -> Path:
@@ -80,6 +80,7 @@ class Claim:
     interval: str = ""  # 95%, over seeds
     seeds: int = 1
     note: str = ""
+    anywhere: bool = False  # theory, structure or a count, which any scale can judge; others wait for real data
 
     def __post_init__(self):
         if self.verdict not in VERDICTS:
@@ -107,6 +108,14 @@ class Run:
     @property
     def figures(self) -> Path:
         return output() / "figures" / self.scale.name
+
+    def few(self, items: Sequence, count: int) -> list:
+        """All items; at a scale that only shows that everything runs, the first few."""
+        return list(items) if self.scale.judges else list(items[:count])
+
+    def keep(self, compute: Callable, *args, **kwargs) -> pd.DataFrame | tuple[pd.DataFrame, ...]:
+        """A table, or several, that a function of the package computes, once."""
+        return compute(*args, **kwargs)
 
     def train(self, task: Task, contender: Contender, steps: int) -> pd.DataFrame:
         """`evaluate.train` at this scale and with this run's seeds, once.
@@ -177,10 +186,15 @@ class Run:
         fig.savefig(self.figures / f"{id}.pdf", metadata={"CreationDate": None})
 
     def claims(self, claims: list[Claim]) -> pd.DataFrame:
-        """Write `<notebook>.claims.json` and return the claims as a table."""
+        """Write `<notebook>.claims.json` and return the claims as a table.
+
+        On small data that stand for nothing, an empirical claim is not testable, whatever came out.
+        """
+        if not self.scale.judges:
+            claims = [c if c.anywhere else replace(c, verdict="not testable at this scale") for c in claims]
         rows = [asdict(c) for c in claims]
         _write(self.tables / f"{self.notebook}.claims.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
-        return pd.DataFrame(rows)[["id", "paper", "ours", "interval", "seeds", "verdict", "note"]]
+        return pd.DataFrame(rows).set_index("id")[["verdict", "paper", "rule", "ours", "interval", "seeds", "note"]]
 
     def close(self) -> pd.DataFrame:
         """How this run came: versions, device, seconds."""
@@ -211,6 +225,7 @@ def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
     for folder in (run.tables, run.figures):
         writable(folder)
     plt.style.use(Path(__file__).parent / "paper.mplstyle")
+    pd.set_option("display.max_colwidth", None)
     return run
 
 

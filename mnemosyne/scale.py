@@ -34,6 +34,7 @@ class Scale:
     fine_tune_steps: int  # where more than a last layer is trained
     books: str  # text that language models are trained on
     questions: tuple[str, ...]  # what a soft prompt is tuned for, see `tasks.superglue.load_rows`
+    judges: bool  # whether an empirical claim can be judged; else small data show that everything runs
 
 
 QUICK = Scale(
@@ -64,6 +65,7 @@ QUICK = Scale(
     fine_tune_steps=100,
     books="synthetic",
     questions=("synthetic",),
+    judges=False,
 )
 LAPTOP = Scale(
     name="laptop",
@@ -93,6 +95,7 @@ LAPTOP = Scale(
     fine_tune_steps=300,
     books="gutenberg",
     questions=("copa", "wic"),
+    judges=True,
 )
 PAPER = replace(
     LAPTOP,
