@@ -1,5 +1,5 @@
 # make figures [SCALE=quick|laptop|paper] [ONLY="03 04"] [SEED=0] [FORCE=1] [KEEP_GOING=1] [JOBS=2]
-# make test    ruff, pytest, nbval          make notebooks   re-execute in place
+# make test    ruff, pytest, nbval          make publish     [SCALE=laptop] [ONLY="03 04"] what runs computed, as published
 # make lab     JupyterLab                   make bench       update times as ratios
 # make lock    pin every requirement again
 
@@ -13,7 +13,7 @@ JOBS   ?= $(if $(wildcard /dev/nvidia0 /dev/accel0 /dev/vfio/0),1,2)
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
 
 .DEFAULT_GOAL := help
-.PHONY: help env figures test lab notebooks bench lock clean
+.PHONY: help env figures test lab publish bench lock clean
 
 help:
 	@sed -n 's/^# //p' Makefile
@@ -38,8 +38,9 @@ test: env
 	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env -x notebooks
 	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest tests/after_notebooks.py
 
-notebooks: env
-	$(BIN)/python -m mnemosyne reproduce --in-place
+publish: SCALE = laptop
+publish: env
+	$(BIN)/python -m mnemosyne publish --scale $(SCALE) $(if $(ONLY),--only $(ONLY))
 
 lab: env
 	$(BIN)/jupyter lab notebooks
@@ -51,4 +52,4 @@ lock: env
 	$(BIN)/uv pip compile --quiet --upgrade --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --extra notebooks --extra lab --extra dev pyproject.toml -o requirements.lock
 
 clean:
-	rm -rf $(VENV) data/cache
+	rm -rf $(VENV) data/cache runs

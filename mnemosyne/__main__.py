@@ -25,7 +25,6 @@ def reproduce(
     only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
     force: bool = False,
     keep_going: bool = False,
-    in_place: bool = False,
     jobs: int = 1,
 ) -> int:
     """Regenerate every figure and table by running the notebooks.
@@ -34,17 +33,32 @@ def reproduce(
         scale: quick (minutes on a laptop), laptop (hours) or paper (an accelerator).
         seed: offsets every random key.
         only: notebooks to run, by number (03) or name; all by default.
-        force: run also what is up to date.
+        force: run also what is up to date, and compute anew what was kept.
         keep_going: start others after a notebook that failed.
-        in_place: write the executed notebooks back into notebooks/.
         jobs: notebooks that run at a time; 2 are faster on a CPU, an accelerator serves one.
     """
     try:
         from mnemosyne.reproduce import reproduce as run
     except ModuleNotFoundError as error:
         raise SystemExit(f"{error.name} is missing: pip install 'mnemosyne-optimizer[notebooks]'") from error
-    options = {"only": only, "force": force, "keep_going": keep_going, "in_place": in_place, "jobs": jobs}
-    return run(scale=scale, seed=seed, **options)
+    return run(scale=scale, seed=seed, only=only, force=force, keep_going=keep_going, jobs=jobs)
+
+
+def publish(
+    *,
+    scale: str = "laptop",
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
+) -> int:
+    """Copy what runs at a scale have computed to what the repository keeps: tables, figures, notebooks, rows.
+
+    Args:
+        scale: of the runs, whose seed is 0.
+        only: notebooks, by number (03) or name; all by default.
+    """
+    from mnemosyne.publish import publish as run
+
+    print(f"{len(run(scale=scale, only=only))} files published")
+    return 0
 
 
 def meta_train(
@@ -151,6 +165,7 @@ def weights(action: Positional[Literal["list", "card"]], name: Positional[str | 
 
 COMMANDS = {
     "reproduce": reproduce,
+    "publish": publish,
     "meta-train": meta_train,
     "search": search,
     "data": data_command,

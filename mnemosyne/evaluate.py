@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,21 +11,27 @@ import optax
 import pandas as pd
 from jaxtyping import Array
 
-from mnemosyne.types import Task
+from mnemosyne.fingerprint import Deferred
+from mnemosyne.types import Data, Task
 
 
 class Contender(NamedTuple):
     """An optimizer with the learning rates it is allowed to try."""
 
     name: str
-    make: Callable[[float], optax.GradientTransformation]  # learning rate → optimizer
+    make: Callable[[Any], optax.GradientTransformation]  # learning rate, or a setting → optimizer
     rates: tuple[float, ...]
-    weights: str = ""  # what tells a learned optimizer from another of the same name
+    settings: Any = None  # pytree of arrays [rates …] or `Deferred`s: what `make` is given in the place of a rate
+
+    @property
+    def each(self) -> Any:
+        """What `make` is given, for one rate after another: a pytree with a leading axis of rates."""
+        return np.asarray(self.rates, np.float32) if self.settings is None else self.settings
 
 
-def untuned(name: str, tx: optax.GradientTransformation, weights: str = "") -> Contender:
+def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
     """An optimizer without a learning rate: one run, no grid. Its rate is written as 1."""
-    return Contender(name, lambda rate: tx, (1.0,), weights)
+    return Contender(name, lambda rate: tx, (1.0,))
 
 
 def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int, every: int) -> pd.DataFrame:
@@ -48,12 +54,36 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
     Raises:
         ValueError: if `steps` is no positive multiple of `every`.
     """
+    one = training(task, contender, steps, every)
+    each = jax.tree.map(lambda x: x.value if isinstance(x, Deferred) else x, contender.each)
+    which = [jnp.asarray(x) for x in zip(*itertools.product(range(len(contender.rates)), seeds), strict=True)]
+    # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
+    together = None if jax.default_backend() == "cpu" else len(which[0])
+
+    def run(i: Array, seed: Array, each: Any, data: Data) -> dict[str, Array]:
+        return one(jax.tree.map(lambda x: x[i], each), seed, data)
+
+    program = jax.jit(lambda each, data: jax.lax.map(lambda ran: run(*ran, each, data), which, batch_size=together))
+    curves = program(jax.tree.map(jnp.asarray, each), task.data)
+    index = pd.MultiIndex.from_product(
+        [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
+    )
+    rows = pd.DataFrame({k: np.asarray(v).ravel() for k, v in curves.items()}, index=index).reset_index()
+    rows.insert(0, "optimizer", contender.name)
+    rows.insert(0, "task", task.name)
+    return rows
+
+
+def training(
+    task: Task, contender: Contender, steps: int, every: int
+) -> Callable[[Any, Array, Data], dict[str, Array]]:
+    """Make the program of one run of `train`: (setting, seed, data) → what is measured, [steps/every + 1] each."""
     if steps < 1 or steps % every:
         raise ValueError(f"steps = {steps} is no positive multiple of every = {every}")
 
-    def one(rate: Array, seed: Array, data) -> dict[str, Array]:
+    def one(setting: Any, seed: Array, data: Data) -> dict[str, Array]:
         # What VeLO asks for and others do not: the loss and the number of steps planned.
-        tx = optax.with_extra_args_support(contender.make(rate))
+        tx = optax.with_extra_args_support(contender.make(setting))
         init_key, batch_key = jax.random.split(jax.random.key(seed))
         params = task.init(init_key)
 
@@ -75,18 +105,7 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
         train_loss = jnp.concatenate([losses[0, :1], losses[:-1].mean(axis=1)])
         return {"train_loss": train_loss, **{f"validation_{k}": v for k, v in measured.items()}}
 
-    runs = [jnp.asarray(x) for x in zip(*itertools.product(contender.rates, seeds), strict=True)]
-    # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
-    together = None if jax.default_backend() == "cpu" else len(runs[0])
-    program = jax.jit(lambda runs, data: jax.lax.map(lambda run: one(*run, data), runs, batch_size=together))
-    curves = program(runs, task.data)
-    index = pd.MultiIndex.from_product(
-        [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
-    )
-    rows = pd.DataFrame({k: np.asarray(v).ravel() for k, v in curves.items()}, index=index).reset_index()
-    rows.insert(0, "optimizer", contender.name)
-    rows.insert(0, "task", task.name)
-    return rows
+    return one
 
 
 def best_rates(rows: pd.DataFrame, step: int, column: str = "train_loss") -> pd.DataFrame:

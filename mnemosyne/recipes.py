@@ -144,9 +144,8 @@ def select(name: str, recipe: Recipe, out: Path, selection: Selection) -> tuple[
     like = jax.eval_shape(lambda: recipe.trainer.start().theta)
     thetas = [recipe.complete(store.load_tree(path, like)) for path in paths]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *thetas)
-    make = ARCHITECTURES[name].make
     # All snapshots in one program: the "rate" is a snapshot's number.
-    contender = Contender(name, lambda i: make(jax.tree.map(lambda a: a[i], stacked)), tuple(range(len(paths))))
+    contender = Contender(name, ARCHITECTURES[name].make, tuple(range(len(paths))), stacked)
     every = int(np.gcd.reduce(selection.marks))
     scores = {}
     for task in recipe.validation:

@@ -1,14 +1,14 @@
 """Run the notebooks through papermill, and close with a table of claims."""
 
-import base64
+import ast
 import hashlib
-import io
 import json
 import os
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import nbformat
@@ -16,9 +16,10 @@ import pandas as pd
 import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
-from PIL import Image
 
-from mnemosyne import results, zoo
+from mnemosyne import fingerprint, folders, results, zoo
+from mnemosyne.progress import Progress
+from mnemosyne.provenance import versions
 from mnemosyne.scale import scale_named
 
 ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
@@ -41,18 +42,19 @@ def reproduce(
     only: tuple[str, ...] = (),
     force: bool = False,
     keep_going: bool = False,
-    in_place: bool = False,
     jobs: int = 1,
 ) -> int:
     """Regenerate figures and tables by running the notebooks.
+
+    A notebook whose code, package, parameters, versions and outputs are as they were is not run again. Within one that
+    is run, what was computed before is read, see `results.Run`.
 
     Args:
         scale: quick, laptop or paper.
         seed: offsets every random key.
         only: notebooks to run, by number ("03") or name; all by default.
-        force: run also what is up to date.
+        force: run also what is up to date, and compute anew what was kept.
         keep_going: start others after a notebook that failed.
-        in_place: write the executed notebooks back, as the repository keeps them (quick, seed 0).
         jobs: how many run at a time, each in a process of its own. Two keep a CPU busy while one compiles; an
             accelerator serves one.
 
@@ -63,33 +65,31 @@ def reproduce(
         raise ValueError(f"jobs is how many notebooks run at a time, at least 1, got {jobs}")
     scale_named(scale)
     chosen = select(only)
-    if in_place and (scale, seed) != ("quick", 0):
-        raise ValueError("the repository keeps notebooks run at scale quick with seed 0; drop --in-place")
-    executed = results.output() / "data" / "cache" / "executed" / scale
-    results.writable(executed)
+    folders.writable(folders.runs(scale, seed) / "notebooks")
     os.environ["MNEMOSYNE_BATCH"] = "1"  # no widgets: see explore.sliders
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(results.root() / "data" / "cache" / "jax"))
+    os.environ.pop("MNEMOSYNE_FORCE", None)
+    os.environ |= {"MNEMOSYNE_FORCE": "1"} if force else {}
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folders.cache() / "jax"))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-    stop = threading.Event()
+    stop, progress = threading.Event(), Progress(len(chosen), jobs)
 
     def one(name: str, before: tuple[Future, ...]) -> Outcome:
         wait(before)
-        if stop.is_set():
-            return Outcome(name, "not run", 0.0)
-        print(f"[{name}] starts", flush=True)
-        outcome = run_one(name, scale, seed, executed, force=force or in_place, in_place=in_place)
-        print(f"[{name}] {outcome.status}, {outcome.seconds:.0f} s{outcome.error}", flush=True)
+        told = partial(progress.at, name)
+        outcome = Outcome(name, "not run", 0.0) if stop.is_set() else run_one(name, scale, seed, told, force=force)
+        took = outcome.seconds if outcome.status == "ran" else None
+        progress.end(name, f"{outcome.status}, {outcome.seconds:.0f} s{outcome.error}", took)
         if outcome.status == "failed" and not keep_going:
             stop.set()
         return outcome
 
     started: list[Future] = []
-    with ThreadPoolExecutor(jobs) as pool:
+    with progress, ThreadPoolExecutor(jobs) as pool:
         for name in chosen:
-            started.append(pool.submit(one, name, tuple(started) if reads_tables(code_of(name)) else ()))
-    outcomes = [s.result() for s in started]
-    print("\n" + closing_table(outcomes, scale) + "\n")
-    print(f"figures: figures/{scale}/   tables and claims: data/results/{scale}/")
+            started.append(pool.submit(one, name, tuple(started) if reads_tables(name) else ()))
+        outcomes = [s.result() for s in started]
+    print("\n" + closing_table(outcomes, scale, seed) + "\n")
+    print(f"figures, tables, claims and executed notebooks: {folders.runs(scale, seed)}")
     return int(any(o.status in ("failed", "not run") for o in outcomes))
 
 
@@ -102,90 +102,103 @@ def select(only: tuple[str, ...]) -> list[str]:
     return [n for n in names if not only or n in only or n.split("_")[0] in only]
 
 
-def run_one(name: str, scale: str, seed: int, executed: Path, *, force: bool, in_place: bool) -> Outcome:
-    """Run one notebook unless it is up to date."""
-    source = results.root() / "notebooks" / f"{name}.ipynb"
-    stamp = executed / f"{name}.json"
-    key = fingerprint(name, scale, seed)
-    known = json.loads(stamp.read_text()) if stamp.exists() else {}
-    if not force and known.get("key") == key and results.read_claims(scale, name):
-        return Outcome(name, "cached", known["seconds"])
-    began = time.perf_counter()
-    copy = executed / f"{name}.ipynb"
+def run_one(name: str, scale: str, seed: int, at=lambda where: None, *, force: bool = False) -> Outcome:
+    """Run one notebook unless it is up to date.
+
+    Args:
+        name: the notebook.
+        scale: see `reproduce`.
+        seed: see `reproduce`.
+        at: told where it is, as "cell 3/18".
+        force: run it even so.
+    """
+    stamp, key = stamp_of(name, scale, seed), fingerprint_of(name, scale, seed)
+    if not force and up_to_date(name, scale, seed):
+        return Outcome(name, "cached", json.loads(stamp.read_text())["seconds"])
+    at("starts")
+    stamp.unlink(missing_ok=True)
+    began, source, copy = time.perf_counter(), source_of(name), executed(name, scale, seed)
     try:
         papermill.execute_notebook(
             str(source),
             str(copy),
-            parameters={} if in_place else {"scale": scale, "seed": seed},
-            engine_name="lines",
+            parameters={"scale": scale, "seed": seed},
+            engine_name="told",
             progress_bar=False,
             cwd=str(source.parent),
             kernel_name="python3",
-            label=name,
+            at=at,
+            extra_arguments=["--log-level=40"],  # a kernel on this machine need not warn of plain sockets
         )
     except PapermillExecutionError as error:
         where = f"\n      cell [{error.exec_count}] of {copy}: {error.ename}: {error.evalue}"
         return Outcome(name, "failed", time.perf_counter() - began, where)
     seconds = round(time.perf_counter() - began, 1)
-    stamp.write_text(json.dumps({"key": key, "seconds": seconds}))
-    if in_place:
-        source.write_text(nbformat.writes(tidy(nbformat.read(copy, as_version=4))) + "\n")
+    folders.write(stamp, json.dumps({"key": key, "seconds": seconds}))
     return Outcome(name, "ran", seconds)
 
 
-def fingerprint(name: str, scale: str, seed: int) -> str:
-    """What a notebook's results depend on: its code, parameters, tables it reads, package, weights, what computes."""
-    code = code_of(name)
+def source_of(name: str) -> Path:
+    """The notebook as it is written."""
+    return folders.root() / "notebooks" / f"{name}.ipynb"
+
+
+def executed(name: str, scale: str, seed: int) -> Path:
+    """The notebook as a run has executed it."""
+    return folders.runs(scale, seed) / "notebooks" / f"{name}.ipynb"
+
+
+def stamp_of(name: str, scale: str, seed: int) -> Path:
+    """A file that says of what a run that ended was made."""
+    return executed(name, scale, seed).with_suffix(".json")
+
+
+def up_to_date(name: str, scale: str, seed: int) -> bool:
+    """Whether a run of this notebook, as it is now, has ended, and all that it wrote is there as it was written."""
+    stamp, folder = stamp_of(name, scale, seed), folders.runs(scale, seed)
+    if not (stamp.exists() and executed(name, scale, seed).exists()):
+        return False
+    written = results.written(scale, name, seed)
+    there = all((folder / p).exists() and results.digest(folder / p) == d for p, d in written.items())
+    return bool(written) and there and json.loads(stamp.read_text())["key"] == fingerprint_of(name, scale, seed)
+
+
+def fingerprint_of(name: str, scale: str, seed: int) -> str:
+    """What a notebook's run depends on: its code, parameters, tables it reads, package, style, weights, versions."""
+    code = [ast.dump(ast.parse(cell)) for cell in code_of(name)]
     weights = [zoo.digest(known) for known in zoo.available()]
-    tables = results.tables_before(scale, name) if reads_tables(code) else []
-    read = [hashlib.sha256(path.read_bytes()).hexdigest() for path in tables]
+    style = [results.STYLE.read_text()]
     # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
-    computing = [os.environ.get("JAX_PLATFORMS"), *(path for path in ACCELERATORS if Path(path).exists())]
-    text = json.dumps([code, scale, seed, results.source_hash(), weights, read, computing])
-    return hashlib.sha256(text.encode()).hexdigest()
+    computing = [str(os.environ.get("JAX_PLATFORMS")), *(path for path in ACCELERATORS if Path(path).exists())]
+    read = [results.digest(path) for path in tables_before(name, scale, seed)] if reads_tables(name) else []
+    parts = [*code, scale, str(seed), fingerprint.package(), *weights, *style, *read, *computing, versions()]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def tables_before(name: str, scale: str, seed: int) -> list[Path]:
+    """The tables that runs of notebooks before this one have written."""
+    folder = folders.runs(scale, seed)
+    before = [n for n in results.notebooks() if n < name]
+    return [folder / p for n in before for p in results.written(scale, n, seed) if p.endswith(".csv")]
 
 
 def code_of(name: str) -> list[str]:
     """The code cells of a notebook."""
-    cells = nbformat.read(results.root() / "notebooks" / f"{name}.ipynb", as_version=4).cells
+    cells = nbformat.read(source_of(name), as_version=4).cells
     return [c.source for c in cells if c.cell_type == "code"]
 
 
-def reads_tables(code: list[str]) -> bool:
+def reads_tables(name: str) -> bool:
     """Whether a notebook reads the tables of others, so that it must run after them."""
-    return any("read_table(" in cell for cell in code)
+    return any("read_table(" in cell for cell in code_of(name))
 
 
-def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Leave out what says when and where a notebook ran rather than what it showed."""
-    notebook.metadata = nbformat.from_dict(
-        {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
-    )
-    for cell in notebook.cells:
-        tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        for output in cell.get("outputs", []):
-            if "image/png" in output.get("data", {}):
-                output["data"]["image/png"] = in_few_colors(output["data"]["image/png"])
-    return notebook
-
-
-def in_few_colors(png: str) -> str:
-    """Re-encode a base64 PNG with a palette of 128 colours: a third of the size and, for plots, the same picture."""
-    image = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    small = io.BytesIO()
-    image.quantize(128).save(small, format="png", optimize=True)
-    return base64.b64encode(small.getvalue()).decode()
-
-
-def closing_table(outcomes: list[Outcome], scale: str) -> str:
-    """Claims of the notebooks that were asked for: claim, paper, here, verdict, seconds."""
+def closing_table(outcomes: list[Outcome], scale: str, seed: int = 0) -> str:
+    """Claims of the notebooks that were asked for: claim, paper, here, verdict, and the published one; seconds."""
     rows = []
     for o in outcomes:
-        claims = results.read_claims(scale, o.notebook) if o.status in ("ran", "cached") else []
+        claims = results.read_claims(scale, o.notebook, seed) if o.status in ("ran", "cached") else []
+        published = {c["id"]: c["verdict"] for c in results.published_claims("laptop", o.notebook)}
         for claim in claims or [{"id": "–", "paper": "", "ours": "", "verdict": o.status}]:
             rows.append(
                 {
@@ -193,40 +206,39 @@ def closing_table(outcomes: list[Outcome], scale: str) -> str:
                     "claim": claim["id"],
                     "paper": shorten(claim["paper"]),
                     "here": shorten(claim["ours"]),
-                    "verdict": claim["verdict"],
+                    f"at {scale}": claim["verdict"],
+                    "published, laptop": published.get(claim["id"], "–"),
                     "seconds": f"{o.seconds:.0f}",
                 }
             )
-    columns = ["notebook", "claim", "paper", "here", "verdict", "seconds"]
-    table = pd.DataFrame(rows, columns=columns).astype(str)
-    widths = {c: max([len(c), *table[c].str.len()]) for c in columns}
-    lines = ["  ".join(c.ljust(widths[c]) for c in columns)]
-    lines.append("  ".join("─" * widths[c] for c in columns))
-    lines += ["  ".join(row[c].ljust(widths[c]) for c in columns) for _, row in table.iterrows()]
+    table = pd.DataFrame(rows).astype(str)
+    if scale == "laptop":
+        table = table.drop(columns="published, laptop")
+    widths = {c: max([len(c), *table[c].str.len()]) for c in table}
+    lines = ["  ".join(c.ljust(widths[c]) for c in table)]
+    lines.append("  ".join("─" * widths[c] for c in table))
+    lines += ["  ".join(row[c].ljust(widths[c]) for c in table) for _, row in table.iterrows()]
     return "\n".join(line.rstrip() for line in lines)
 
 
-def shorten(text: str, limit: int = 58) -> str:
+def shorten(text: str, limit: int = 48) -> str:
     """Cut a text at a word, with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
 
 
-class LineEngine(NBClientEngine):
-    """papermill's engine with one line per cell instead of a bar, which freezes in a log."""
+class ToldEngine(NBClientEngine):
+    """papermill's engine, which tells where it is instead of drawing a bar."""
 
     @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, label="", **kwargs):
-        cells, cell_start, began = nb_man.nb.cells, nb_man.cell_start, time.perf_counter()
+    def execute_managed_notebook(cls, nb_man, kernel_name, at=lambda where: None, **kwargs):
+        cells, cell_start = nb_man.nb.cells, nb_man.cell_start
 
-        def announce(cell, cell_index=None, **more):
-            if cell.cell_type == "code" and cell.source.strip():
-                first = next(line for line in cell.source.splitlines() if line.strip())
-                spent = time.perf_counter() - began
-                print(f"[{label}] {spent:4.0f} s  cell {cell_index + 1}/{len(cells)}  {first[:70]}", flush=True)
+        def told(cell, cell_index=None, **more):
+            at(f"cell {cell_index + 1}/{len(cells)}")
             return cell_start(cell, cell_index, **more)
 
-        nb_man.cell_start = announce
+        nb_man.cell_start = told
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 
-papermill_engines.register("lines", LineEngine)
+papermill_engines.register("told", ToldEngine)

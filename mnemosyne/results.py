@@ -1,17 +1,19 @@
-"""The only reader and writer of results: tables, figures and claims of a notebook's run.
+"""A notebook's run: what it computes is kept, and it writes tables, figures and claims.
 
 run = open_run("07_mlps", scale, seed)      # rejects an unknown scale, makes the folders
 params, _ = run.pretrain(vit.task, 3_000)    # kept on disk, as are
 rows = run.train(task, contender, 500)       # these: a killed run goes on from here
-table = run.table("fig10", rows)             # data/results/<scale>/fig10.csv, read back
-run.figure("fig10", fig)                     # figures/<scale>/fig10.png and .pdf
-run.claims([...])                            # data/results/<scale>/07_mlps.claims.json
+drawn = run.keep(study.variances, maps, s)   # and these
+table = run.table("fig10", rows)             # runs/<scale>/tables/fig10.csv, read back
+run.figure("fig10", fig)                     # runs/<scale>/figures/fig10.png and .pdf
+run.claims([...])                            # runs/<scale>/tables/07_mlps.claims.json
 """
 
 import hashlib
+import io
 import json
 import os
-import sys
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,52 +22,22 @@ from typing import Any
 
 import jax
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 
-from mnemosyne import store
-from mnemosyne.evaluate import Contender, train
-from mnemosyne.metatrain import meta_train, read_log
+from mnemosyne import folders, zoo
+from mnemosyne.evaluate import Contender, train, training
+from mnemosyne.fingerprint import Deferred, code, combined, program, shapes, value
+from mnemosyne.kept import Kept
+from mnemosyne.metatrain import meta_train
 from mnemosyne.provenance import device, versions
 from mnemosyne.scale import Scale, scale_named
-from mnemosyne.tasks.standins import pretrain
-from mnemosyne.types import Params, Task, Theta
+from mnemosyne.tasks.standins import pretrain, pretraining
+from mnemosyne.types import Params, Task
 from mnemosyne.verdicts import VERDICTS
 
-PRESENTATION = {"__init__.py", "__main__.py", "bench.py", "plotting.py", "provenance.py", "reproduce.py", "results.py"}
-"""Modules that compute no number of a notebook, so that a change of theirs makes none stale."""
-
-STUDIES = {"study_ablation.py", "study_capacity.py", "study_features.py", "study_finetune.py", "study_rivals.py"}
-THEORY = {*STUDIES, "explore.py", "inside.py", "theory.py", "trials.py"}
-
-META = {"choices.py", "metatrain.py", "several.py", "students.py", "truncated.py"}
-OTHER_META = {"evolution.py", "recipes.py", "search.py"}
-
-NOT_IN_META_TRAINING = {*PRESENTATION, *THEORY, *OTHER_META, "baselines.py", "scale.py", "store.py", "zoo.py"}
-"""Nor do these when a choice of an ablation is meta-trained on tasks that are given."""
-
-NOT_IN_TRAINING = {*NOT_IN_META_TRAINING, *META, "sets.py"}
-"""Nor these when a network is trained by an optimizer that is given, with rates that are given."""
-
-
-def root() -> Path:
-    """The checkout: `$MNEMOSYNE_ROOT`, or the nearest folder upwards that holds `notebooks/`.
-
-    Raises:
-        FileNotFoundError: outside a checkout, saying how to point at one.
-    """
-    if os.environ.get("MNEMOSYNE_ROOT"):
-        return Path(os.environ["MNEMOSYNE_ROOT"])
-    for folder in (Path.cwd(), *Path.cwd().parents):
-        if (folder / "notebooks").is_dir() and (folder / "mnemosyne").is_dir():
-            return folder
-    raise FileNotFoundError(
-        f"no checkout of mnemosyne at or above {Path.cwd()}; run from inside one or set MNEMOSYNE_ROOT to it"
-    )
-
-
-def output() -> Path:
-    """Where runs write: `$MNEMOSYNE_OUTPUT`, or the checkout."""
-    return Path(os.environ.get("MNEMOSYNE_OUTPUT") or root())
+STYLE = Path(__file__).parent / "paper.mplstyle"
+_UNDATED = {"metadata": {"CreationDate": None}}
 
 
 @dataclass(frozen=True)
@@ -95,6 +67,8 @@ class Run:
     scale: Scale
     seed: int
     started: float
+    kept: Kept
+    written: dict[str, str]  # path under the run's folder → hash of what this run has written there
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -102,72 +76,71 @@ class Run:
         return tuple(range(1000 * self.seed, 1000 * self.seed + self.scale.seeds))
 
     @property
-    def tables(self) -> Path:
-        return output() / "data" / "results" / self.scale.name
-
-    @property
-    def figures(self) -> Path:
-        return output() / "figures" / self.scale.name
+    def folder(self) -> Path:
+        return folders.runs(self.scale.name, self.seed)
 
     def few(self, items: Sequence, count: int) -> list:
         """All items; at a scale that only shows that everything runs, the first few."""
         return list(items) if self.scale.judges else list(items[:count])
 
-    def keep(self, compute: Callable, *args, **kwargs) -> pd.DataFrame | tuple[pd.DataFrame, ...]:
-        """A table, or several, that a function of the package computes, once."""
-        return compute(*args, **kwargs)
+    def keep(self, compute: Callable, *args: Any, **kwargs: Any) -> Any:
+        """A table, or several, that a function of the package computes, once.
+
+        A second call, in this process or a later one, reads what the first wrote. The key is the function's code with
+        all of the package that it reaches, its arguments by value, the shipped weights, and versions.
+        """
+        what = code(compute), value(args), value(kwargs), *(zoo.digest(name) for name in zoo.shipped())
+        key = combined("keep", *what, jax.__version__, np.__version__)
+        return self.kept.get(key, lambda: compute(*args, **kwargs))
 
     def train(self, task: Task, contender: Contender, steps: int) -> pd.DataFrame:
         """`evaluate.train` at this scale and with this run's seeds, once.
 
-        A second call, in this process or a later one, reads what the first wrote, so a killed run goes on from
-        there. The key is the task's name, parameters' shapes and loss on one batch, the contender and its weights,
-        sizes and seeds, the code that trains, and versions.
+        A second call reads what the first wrote, so a killed run goes on from there. The key is the program of a run as
+        JAX traces it, with its constants; the data, settings and seeds; and JAX's version. Names of task and contender
+        are no part of it.
         """
-        who = [contender.name, contender.weights, contender.rates]
-        what = [*_recognised(task), *who, steps, self.scale.every, self.seeds]
-        path = root() / "data" / "cache" / "runs" / f"{_key(what, NOT_IN_TRAINING)}.csv"
-        if not path.exists():
-            rows = train(task, contender, seeds=self.seeds, steps=steps, every=self.scale.every)
-            _write(path, rows.to_csv(index=False))
-        return pd.read_csv(path)
+        every, each = self.scale.every, contender.each
+        setting = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes(each))
+        traced = program(training(task, contender, steps, every), setting, np.int32(0), task.data)
+        key = combined("train", traced, *map(value, (task.data, each, self.seeds)), jax.__version__)
+        rows = self.kept.get(key, lambda: train(task, contender, seeds=self.seeds, steps=steps, every=every))
+        return rows.assign(task=task.name, optimizer=contender.name)
 
     def pretrain(self, task: Task, steps: int) -> tuple[Params, dict[str, float]]:
-        """`standins.pretrain` with this run's seed, once: (parameters, metrics).
+        """`standins.pretrain` with this run's seed, once: (parameters, metrics). The key is as that of `train`."""
+        traced = program(pretraining(task, steps), jax.random.key(0), task.data)
+        key = combined("pretrain", traced, value(task.data), value(self.seed), jax.__version__)
+        like = jax.eval_shape(task.init, jax.random.key(0))
+        return self.kept.arrays(key, like, lambda: pretrain(task, steps, self.seed))
 
-        A second call reads what the first wrote. The key is as that of `train`, without a contender.
-        """
-        what = [*_recognised(task), steps, self.seed]
-        path = root() / "data" / "cache" / "pretrained" / f"{_key(what, NOT_IN_TRAINING)}.safetensors"
-        if not path.exists():
-            params, measured = pretrain(task, steps, self.seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            store.save_tree(path, params, {name: f"{float(value):.6g}" for name, value in measured.items()})
-        measured = {name: float(value) for name, value in store.read(path)[1].items()}
-        return store.load_tree(path, jax.eval_shape(task.init, jax.random.key(0))), measured
-
-    def meta_train(self, name: str, trainer: Any) -> tuple[Theta, list[dict]]:
+    def meta_train(self, trainer: Any) -> tuple[Deferred, list[dict]]:
         """`metatrain.meta_train`, once: (θ, log).
 
-        A second call reads what the first wrote, and a killed one goes on from its last checkpoint. The key is a
-        name, which must tell rules apart whose weights have the same shapes, the weights' shapes, configuration and
-        tasks' names, the code that meta-trains, and versions.
+        A second call reads what the first wrote, and a killed one goes on from its last checkpoint. The key is the
+        programs of the start and of an iteration as JAX traces them, the tasks' data, and JAX's version. θ is read, or
+        computed again where it is not kept, when its value is asked for.
         """
-        like = jax.eval_shape(trainer.start).theta
-        shapes = jax.tree.map(lambda a: (a.shape, str(a.dtype)), like)
-        what = [name, asdict(trainer.config), [t.name for t in trainer.tasks], shapes]
-        folder = root() / "data" / "cache" / "meta-training" / _key(what, NOT_IN_META_TRAINING)
-        end = folder / f"theta-{trainer.config.iterations:06d}.safetensors"
-        checkpoint = folder / "checkpoint.safetensors"
-        if checkpoint.exists() or not end.exists():
-            meta_train(trainer, folder=folder)
-            checkpoint.unlink()  # holds every optimizee's memories: a hundred times θ
-        return store.load_tree(end, like), list(read_log(folder))
+        data, like = tuple(t.data for t in trainer.tasks), jax.eval_shape(trainer.start)
+        programs = program(trainer.start), program(trainer.iterate, like, data)
+        key = combined("meta-train", *programs, value(data), value(trainer.config.iterations), jax.__version__)
+        folder, of_theta = folders.cache() / "meta-training" / key[:24], combined("theta", key)
+
+        def compute() -> list[dict]:
+            if self.kept.force:
+                shutil.rmtree(folder, ignore_errors=True)
+            theta, log = meta_train(trainer, folder=folder)
+            self.kept.arrays(of_theta, like.theta, lambda: (theta, {}))
+            shutil.rmtree(folder)  # its checkpoint holds every optimizee's memories: a hundred times θ
+            return log
+
+        log = self.kept.get(key, compute)
+        again = lambda: (meta_train(trainer, folder=folder)[0], {})
+        return Deferred(of_theta, like.theta, lambda: self.kept.arrays(of_theta, like.theta, again)[0]), log
 
     def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""
-        path = self.tables / f"{id}.csv"
-        _write(path, rows.to_csv(index=False, float_format="%.6g", lineterminator="\n"))
+        self._write(f"tables/{id}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
         about = {
             "notebook": self.notebook,
             "command": f"make figures SCALE={self.scale.name} ONLY={self.notebook.split('_')[0]}",
@@ -175,15 +148,17 @@ class Run:
             "seed": self.seed,
             "versions": versions(),
             "device": device(),
+            "computed": self.kept.sources(),
         }
-        _write(path.with_suffix(".meta.json"), json.dumps(about, indent=1) + "\n")
-        return pd.read_csv(path)
+        self._write(f"tables/{id}.meta.json", _json(about))
+        return pd.read_csv(self.folder / "tables" / f"{id}.csv")
 
     def figure(self, id: str, fig: plt.Figure) -> None:
         """Save a figure as PNG and, byte for byte the same each time, PDF."""
-        self.figures.mkdir(parents=True, exist_ok=True)
-        fig.savefig(self.figures / f"{id}.png", dpi=160, metadata={"Software": None})
-        fig.savefig(self.figures / f"{id}.pdf", metadata={"CreationDate": None})
+        for kind, options in {"png": {"dpi": 160, "metadata": {"Software": None}}, "pdf": _UNDATED}.items():
+            drawn = io.BytesIO()
+            fig.savefig(drawn, format=kind, **options)
+            self._write(f"figures/{id}.{kind}", drawn.getvalue())
 
     def claims(self, claims: list[Claim]) -> pd.DataFrame:
         """Write `<notebook>.claims.json` and return the claims as a table.
@@ -193,15 +168,27 @@ class Run:
         if not self.scale.judges:
             claims = [c if c.anywhere else replace(c, verdict="not testable at this scale") for c in claims]
         rows = [asdict(c) for c in claims]
-        _write(self.tables / f"{self.notebook}.claims.json", json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
+        self._write(f"tables/{self.notebook}.claims.json", _json(rows))
         return pd.DataFrame(rows).set_index("id")[["verdict", "paper", "rule", "ours", "interval", "seeds", "note"]]
 
     def close(self) -> pd.DataFrame:
-        """How this run came: versions, device, seconds."""
+        """How this run came: versions, device, seconds; and what it was handed of runs, and where these were computed.
+
+        It also notes what it wrote, and which kept entries it used, so that they can be published with it.
+        """
+        note = {"written": self.written, "used": sorted(self.kept.used)}
+        folders.write(_note(self.scale.name, self.notebook, self.seed), _json(note))
         seconds = f"{time.perf_counter() - self.started:.0f}"
         about = {"scale": self.scale.name, "data": self.scale.data, "seed": str(self.seed)}
         about |= {"versions": versions(), "device": device(), "seconds": seconds}
+        for i, source in enumerate(self.kept.sources()):
+            told = ", ".join(v for k, v in source.items() if k != "entries")
+            about[f"rows of {source['entries']} runs" + " " * i] = told
         return pd.DataFrame(about.items(), columns=["", "this run"])
+
+    def _write(self, path: str, content: bytes) -> None:
+        folders.write(self.folder / path, content)
+        self.written[path] = digest(self.folder / path)
 
 
 def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
@@ -219,83 +206,68 @@ def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
     chosen = scale_named(scale)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be a whole number ≥ 0, got {seed!r}")
-    if not (root() / "notebooks" / f"{notebook}.ipynb").exists():
+    if not (folders.root() / "notebooks" / f"{notebook}.ipynb").exists():
         raise ValueError(f"no notebook {notebook!r}; there are {', '.join(notebooks())}")
-    run = Run(notebook, chosen, seed, time.perf_counter())
-    for folder in (run.tables, run.figures):
-        writable(folder)
-    plt.style.use(Path(__file__).parent / "paper.mplstyle")
+    force = bool(os.environ.get("MNEMOSYNE_FORCE"))
+    run = Run(notebook, chosen, seed, time.perf_counter(), Kept(force), {})
+    for kind in ("tables", "figures"):
+        folders.writable(run.folder / kind)
+    plt.style.use(STYLE)
     pd.set_option("display.max_colwidth", None)
+    print(f"{notebook} at scale {scale}: {chosen.data}, {chosen.seeds} seeds from {run.seeds[0]}")
     return run
 
 
 def notebooks() -> list[str]:
     """Names of all notebooks, in the order they run."""
-    return sorted(p.stem for p in (root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    return sorted(p.stem for p in (folders.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
-def read_claims(scale: str, notebook: str) -> list[dict]:
-    """The claims a notebook wrote at a scale; empty if it has not run."""
-    path = _result(scale, f"{notebook}.claims.json")
+def written(scale: str, notebook: str, seed: int = 0) -> dict[str, str]:
+    """What a notebook's last whole run wrote: path under the run's folder → hash. Empty if there was none."""
+    return _noted(scale, notebook, seed)["written"]
+
+
+def used(scale: str, notebook: str, seed: int = 0) -> list[str]:
+    """Keys of the kept entries that a notebook's last whole run used."""
+    return _noted(scale, notebook, seed)["used"]
+
+
+def _noted(scale: str, notebook: str, seed: int) -> dict:
+    path = _note(scale, notebook, seed)
+    return json.loads(path.read_text()) if path.exists() else {"written": {}, "used": []}
+
+
+def _note(scale: str, notebook: str, seed: int) -> Path:
+    return folders.runs(scale, seed) / "tables" / f"{notebook}.run.json"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_claims(scale: str, notebook: str, seed: int = 0) -> list[dict]:
+    """The claims that a notebook's run wrote at a scale; empty if it has not run."""
+    path = folders.runs(scale, seed) / "tables" / f"{notebook}.claims.json"
     return json.loads(path.read_text()) if path.exists() else []
 
 
-def tables_before(scale: str, notebook: str) -> list[Path]:
-    """The tables that notebooks before this one have written, by their notes."""
-    names = {p.name for base in (root(), output()) for p in (base / "data" / "results" / scale).glob("*.meta.json")}
-    notes = [_result(scale, name) for name in sorted(names)]
-    written = [n for n in notes if json.loads(n.read_text())["notebook"] < notebook]
-    return [n.with_name(n.name.replace(".meta.json", ".csv")) for n in written]
+def published_claims(scale: str, notebook: str) -> list[dict]:
+    """The claims of a notebook that are published for a scale."""
+    path = folders.published_tables(scale) / f"{notebook}.claims.json"
+    return json.loads(path.read_text()) if path.exists() else []
 
 
-def read_table(scale: str, id: str) -> pd.DataFrame | None:
-    """A fresh or committed table, or None if that scale has not been run."""
-    path = _result(scale, f"{id}.csv")
+def read_table(scale: str, id: str, seed: int = 0) -> pd.DataFrame | None:
+    """A table that another notebook's run wrote; else the published one, and a line says so; else None."""
+    path = folders.runs(scale, seed) / "tables" / f"{id}.csv"
+    if not path.exists():
+        path = folders.published_tables(scale) / f"{id}.csv"
+        if path.exists():
+            print(f"{id}: the published table; no run here has written it")
     return pd.read_csv(path) if path.exists() else None
-
-
-def _result(scale: str, file: str) -> Path:
-    """Where a result is: among this output's, or else the checkout's."""
-    fresh, committed = (base / "data" / "results" / scale / file for base in (output(), root()))
-    return fresh if fresh.exists() else committed
-
-
-def source_hash(apart_from: set[str] = PRESENTATION) -> str:
-    """A hash of the package's code but some modules, and of Python and versions."""
-    digest = hashlib.sha256(f"{sys.version} {versions()}".encode())
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
-        if path.name not in apart_from:
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def _key(what: list, apart_from: set[str]) -> str:
-    """Name something kept after all that it depends on: these values, the code but some modules, the backend."""
-    text = f"{what} {jax.default_backend()} {source_hash(apart_from)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _recognised(task: Task) -> list:
-    """What tells a task from another: its name, its parameters' shapes, its loss on one batch."""
-    shapes = jax.tree.map(lambda p: (p.shape, str(p.dtype)), jax.eval_shape(task.init, jax.random.key(0)))
-    loss = jax.jit(lambda data, key: task.loss(task.init(key), task.batch(data, key)))(task.data, jax.random.key(0))
-    return [task.name, shapes, f"{float(loss):.4g}"]
-
-
-def writable(folder: Path) -> None:
-    """Make a folder and check that files can be written there; a PermissionError names it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".{os.getpid()}.probe"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise PermissionError(f"cannot write results to {folder}: {error.strerror}") from error
-
-
-def _write(path: Path, text: str) -> None:
-    """Write whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_text(text)
-    partial.replace(path)

@@ -1,6 +1,5 @@
 """The experiments of notebooks 10 to 12 as rows: choices meta-trained from several seeds, and what they are worth."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -18,7 +17,7 @@ from mnemosyne.results import Run
 from mnemosyne.several import Several
 from mnemosyne.tasks import data, sets
 from mnemosyne.truncated import MetaConfig
-from mnemosyne.types import Task, Theta
+from mnemosyne.types import Task
 
 
 class Setting(NamedTuple):
@@ -69,31 +68,20 @@ def _ablate(run: Run, choice: Choice, common: Setting) -> tuple[pd.DataFrame, pd
     def one(seed, **rest):
         return choice.run(common.tasks, replace(common.config, seed=seed), **rest)
 
-    name = " | ".join(choice.cases)
-    theta, log = run.meta_train(name, Several(one, numbers))
+    theta, log = run.meta_train(Several(one, numbers))
     columns = {"variant": [v for v, _ in variants], "meta_seed": [s for _, s in variants]}
     measured = ("loss", "imitation", "failed", "skipped")
     curves = pd.concat(
         pd.DataFrame({**columns, "iteration": row["iteration"], **{k: row[k] for k in measured}}) for row in log
     )
     tables = {k: jnp.asarray([n[k] for n in numbers]) for k in numbers[0] if k != "seed"}
-
-    def make(i):
-        pick = lambda tree: jax.tree.map(lambda a: a[i], tree)
-        return choice.make(pick(theta), **pick(tables))
-
+    make = lambda setting: choice.make(setting["theta"], **{k: setting[k] for k in tables})
     # All variants in one program: the "rate" is a variant's number.
-    contender = Contender(name, make, tuple(range(len(variants))), digest(theta))
+    contender = Contender(" | ".join(choice.cases), make, tuple(range(len(variants))), {"theta": theta, **tables})
     rows = pd.concat(run.train(task, contender, common.steps) for task in common.held_out)
     for column, values in columns.items():
         rows[column] = np.asarray(values)[rows.rate.to_numpy(int)]
     return curves, rows.drop(columns=["optimizer", "rate"])
-
-
-def digest(theta: Theta) -> str:
-    """A hash of weights."""
-    content = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(theta))
-    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def scores(curves: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:

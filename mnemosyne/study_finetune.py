@@ -136,13 +136,13 @@ def entrant(name: str, labels: Regime, rate: float = 1e-3) -> Contender:
         rate: Adam's; the paper's 1e-3 by default.
     """
     tx = fine_tune(labels, {"mnemosyne": zoo.pretrained(name), "adam": optax.adam(rate)})
-    return untuned(LABELS[name], tx, f"{zoo.digest(name)}, Adam {rate:g}")
+    return untuned(LABELS[name], tx)
 
 
 def hybrid_entrant() -> Contender:
     """The weights of "coordinate" on matrices, Adam at 1e-3 on biases (§5.2); meta-trained for the former alone."""
     tx = hybrid(zoo.pretrained("coordinate"))
-    return untuned("Mnemosyne hybrid", tx, f"{zoo.digest('coordinate')}, hybrid")
+    return untuned("Mnemosyne hybrid", tx)
 
 
 def with_error(rows: pd.DataFrame) -> pd.DataFrame:

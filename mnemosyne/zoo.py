@@ -89,7 +89,7 @@ def _known(name: str, names: list[str]) -> Path:
 
 def contender(name: str, label: str) -> Contender:
     """Shipped weights as an entrant of `evaluate.train`, under a label for tables and figures."""
-    return untuned(label, pretrained(name), digest(name))
+    return untuned(label, pretrained(name))
 
 
 def digest(name: str) -> str:

@@ -11,6 +11,7 @@ with install_import_hook("mnemosyne", "beartype.beartype"):
 
 import jax
 import matplotlib
+import nbformat
 import pytest
 
 from mnemosyne.coordinate import COORDINATE, LIGHT, coordinate_rule
@@ -36,3 +37,30 @@ def theta(config):
 @pytest.fixture(scope="session")
 def digits():
     return data.load("digits")
+
+
+CELLS = {
+    "01_good": 'from mnemosyne.results import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
+    'run.claims([Claim(id="x", paper="p", rule="r", ours=f"seed {seed}", verdict="reproduced", anywhere=True)])\n'
+    "run.close()",
+    "02_bad": "print('before')\nraise RuntimeError('on purpose')",
+}
+
+
+def notebook(source):
+    cells = [nbformat.v4.new_code_cell('scale: str = "quick"\nseed: int = 0'), nbformat.v4.new_code_cell(source)]
+    cells[0].metadata["tags"] = ["parameters"]
+    return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A checkout of two notebooks, of which the second fails, in the place of this one."""
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "mnemosyne").mkdir()
+    for name, source in CELLS.items():
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
+    monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
+    for name in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_ROWS", "MNEMOSYNE_FORCE"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path

@@ -1,6 +1,7 @@
 """Promises the repository makes about itself: environments in step, notebooks by their contract, no stray paths."""
 
 import ast
+import html
 import re
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import nbformat
 import pytest
 import yaml
 
-from mnemosyne import results
+from mnemosyne import folders, results
 
-ROOT = results.root()
+ROOT = folders.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
@@ -92,14 +93,17 @@ def test_committed_notebook_is_executed_small_and_clean(path):
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_verdicts_are_the_ones_shown(path):
-    """A verdict that flips is seen: the committed quick claims are those in the committed notebook."""
-    claims = results.read_claims("quick", path.stem)
+    """The page was executed at laptop, and shows each claim with its rule, whole, and its verdict, as published."""
+    claims = results.published_claims("laptop", path.stem)
     assert claims
-    text = path.read_text()
+    notebook = nbformat.read(path, as_version=4)
+    outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
+    assert any(f"{path.stem} at scale laptop" in o.get("text", "") for o in outputs)
+    text = html.unescape("".join("".join(o.get("data", {}).get("text/html", "")) for o in outputs))
     for claim in claims:
-        assert claim["id"] in text
-        assert claim["verdict"] in text
         assert claim["rule"]
+        for shown in ("id", "verdict", "rule", "ours"):
+            assert claim[shown] in text, shown
 
 
 def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
@@ -119,7 +123,8 @@ def test_choosing_what_to_run_starts_no_accelerator():
     program = (
         "from mnemosyne import reproduce\n"
         "from jax._src import xla_bridge\n"
-        "reproduce.fingerprint('01_memory', 'quick', 0)\n"
+        "reproduce.up_to_date('01_memory', 'quick', 0)\n"
+        "reproduce.fingerprint_of('01_memory', 'quick', 0)\n"
         "assert not xla_bridge.backends_are_initialized()\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -1,45 +1,32 @@
-import base64
-import io
 import json
 import os
 import stat
 
+import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
-import nbformat
 import numpy as np
+import optax
 import pandas as pd
 import pytest
-from PIL import Image
 
-from mnemosyne import plotting, reproduce, results, study_finetune
-from mnemosyne.evaluate import Contender
+from mnemosyne import folders, plotting, results, study_features, study_finetune
+from mnemosyne.coordinate import Config
+from mnemosyne.evaluate import Contender, train, untuned
+from mnemosyne.features import favor_plus_plus, positive
+from mnemosyne.fingerprint import Deferred
+from mnemosyne.memory import cam
+from mnemosyne.metatrain import meta_train
+from mnemosyne.optimizer import drop_in
+from mnemosyne.ordinary import ordinary_rule
 from mnemosyne.results import Claim, open_run
 from mnemosyne.scale import SCALES, scale_named
 from mnemosyne.several import Several
+from mnemosyne.students import by_coordinate
+from mnemosyne.tasks.standins import pretrain
+from mnemosyne.truncated import MetaConfig, Truncated
 from mnemosyne.types import Task
-
-CELLS = {
-    "01_good": 'from mnemosyne.results import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
-    'run.claims([Claim(id="x", paper="p", rule="r", ours=f"seed {seed}", verdict="reproduced")])',
-    "02_bad": "print('before')\nraise RuntimeError('on purpose')",
-}
-
-
-def notebook(source):
-    cells = [nbformat.v4.new_code_cell('scale: str = "quick"\nseed: int = 0'), nbformat.v4.new_code_cell(source)]
-    cells[0].metadata["tags"] = ["parameters"]
-    return nbformat.v4.new_notebook(cells=cells, metadata={"language_info": {"name": "python"}})
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    (tmp_path / "notebooks").mkdir()
-    (tmp_path / "mnemosyne").mkdir()
-    for name, source in CELLS.items():
-        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
-    monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
-    return tmp_path
+from tests.helpers import quadratic
 
 
 def test_scales_divide():
@@ -71,63 +58,172 @@ def test_root_outside_a_checkout(tmp_path, monkeypatch):
     monkeypatch.delenv("MNEMOSYNE_ROOT", raising=False)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match="MNEMOSYNE_ROOT"):
-        results.root()
+        folders.root()
 
 
-def test_runs_are_computed_once(checkout, monkeypatch):
-    calls = []
-
-    def train(task, contender, *, seeds, steps, every):
-        calls.append((task, contender, seeds, steps, every))
-        return pd.DataFrame({"x": [0.1, 1 / 3]})
-
-    monkeypatch.setattr(results, "train", train)
-    run, task, adam = (
-        open_run("01_good"),
-        Task("t", jnp.ones(2), lambda key: jnp.ones(3), lambda d, key: d, lambda p, b: p.sum() * b.sum(), None),
-        Contender("Adam", None, (0.1, 0.01)),
+def bowl(scale=1.0, data=None, metric=1.0, shape=(3,)):
+    """A task of a few numbers, and what may be changed of it: a constant, the data, what is measured, the shape."""
+    return Task(
+        name="bowl",
+        data=jnp.ones(2) if data is None else data,
+        init=lambda key: jax.random.normal(key, shape),
+        batch=lambda data, key: data,
+        loss=lambda p, b: scale * jnp.mean(p**2) * b.sum(),
+        metrics=lambda p, data: {"loss": metric * jnp.mean(p**2)},
     )
-    first, second = run.train(task, adam, 40), run.train(task, adam, 40)
-    assert len(calls) == 1
-    assert calls[0][2:] == ((0, 1, 2), 40, 20)
-    assert first.equals(second)
-    assert np.array_equal(first.x, [0.1, 1 / 3])
-    for other in (adam._replace(rates=(0.1,)), adam._replace(weights="other"), adam._replace(name="B")):
-        run.train(task, other, 40)
-    run.train(task, adam, 60)
-    run.train(task._replace(init=lambda key: jnp.ones(4)), adam, 40)  # another network by the same name
-    run.train(task._replace(data=jnp.ones(2) / 3), adam, 40)  # other data
-    open_run("01_good", "quick", 1).train(task, adam, 40)
-    assert len(calls) == 8
-    assert calls[-1][2] == (1000, 1001, 1002)
+
+
+@pytest.fixture
+def trained(checkout, monkeypatch):
+    """What was really trained, so far."""
+    calls = []
+    monkeypatch.setattr(results, "train", lambda task, c, **kw: calls.append((task, c)) or train(task, c, **kw))
+    return calls
+
+
+def test_two_optimizers_of_one_name_have_their_own_rows(trained):
+    run = open_run("01_good")
+    first = run.train(bowl(), untuned("mine", optax.sgd(1e-1)), 40)
+    second = run.train(bowl(), untuned("mine", optax.adam(1e-3)), 40)
+    assert len(trained) == 2
+    assert not np.allclose(first.train_loss, second.train_loss)
+    again = open_run("01_good").train(bowl(), untuned("mine", optax.sgd(1e-1)), 40)
+    assert len(trained) == 2
+    assert again.equals(first)
+
+
+def scaled(factor):
+    """An optimizer that differs from its like in what it closes over."""
+    return optax.chain(optax.stateless(lambda u, p: jax.tree.map(lambda x: factor * x, u)), optax.sgd(0.1))
+
+
+CHANGES = {
+    "a constant of the loss": lambda run: run.train(bowl(scale=2.0), ADAM, 40),
+    "data": lambda run: run.train(bowl(data=jnp.ones(2) / 3), ADAM, 40),
+    "a metric": lambda run: run.train(bowl(metric=2.0), ADAM, 40),
+    "a shape": lambda run: run.train(bowl(shape=(4,)), ADAM, 40),
+    "steps": lambda run: run.train(bowl(), ADAM, 60),
+    "rates": lambda run: run.train(bowl(), ADAM._replace(rates=(0.1, 0.02)), 40),
+    "a closure": lambda run: run.train(bowl(), ADAM._replace(make=lambda rate: scaled(3.0)), 40),
+    "another closure": lambda run: run.train(bowl(), ADAM._replace(make=lambda rate: scaled(4.0)), 40),
+    "settings": lambda run: run.train(bowl(), ADAM._replace(settings=np.float32([0.3, 0.4])), 40),
+    "the seeds": lambda run: open_run("01_good", "quick", 1).train(bowl(), ADAM, 40),
+}
+ADAM = Contender("Adam", optax.adam, (0.1, 0.01))
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_what_changes_the_computation_is_computed_anew(trained, change):
+    run = open_run("01_good")
+    first = run.train(bowl(), ADAM, 40)
+    other = change(run)
+    assert len(trained) == 2
+    assert not first.equals(other)
+
+
+def test_what_changes_a_name_is_not(trained):
+    run = open_run("01_good")
+    first = run.train(bowl(), ADAM, 40)
+
+    def loss(p, b):
+        """With a docstring."""
+        return 1.0 * jnp.mean(p**2) * b.sum()  # and a comment
+
+    renamed = run.train(bowl()._replace(name="B", loss=loss), ADAM._replace(name="A"), 40)
+    assert len(trained) == 1
+    assert set(renamed.task) == {"B"}
+    assert set(renamed.optimizer) == {"A"}
+    assert renamed.drop(columns=["task", "optimizer"]).equals(first.drop(columns=["task", "optimizer"]))
+    assert list(first.columns) == ["task", "optimizer", "rate", "seed", "step", "train_loss", "validation_loss"]
+
+
+def test_a_damaged_row_file_is_told_and_trained_again(trained, checkout, capsys):
+    run = open_run("01_good")
+    first = run.train(bowl(), ADAM, 40)
+    (path,) = (checkout / "data/cache/kept").iterdir()
+    path.write_bytes(path.read_bytes()[:-20])
+    assert run.train(bowl(), ADAM, 40).equals(first)
+    assert len(trained) == 2
+    assert "is damaged; it is not used" in capsys.readouterr().out
+
+
+def test_force_trains_again(trained, monkeypatch):
+    open_run("01_good").train(bowl(), ADAM, 40)
+    monkeypatch.setenv("MNEMOSYNE_FORCE", "1")
+    open_run("01_good").train(bowl(), ADAM, 40)
+    assert len(trained) == 2
 
 
 def test_pre_trained_parameters_are_computed_once_and_kept(checkout, monkeypatch):
     calls = []
-
-    def pretrain(task, steps, seed):
-        calls.append((task.name, steps, seed))
-        return {"w": jnp.full(3, float(len(calls)))}, {"loss": jnp.float32(0.25)}
-
-    monkeypatch.setattr(results, "pretrain", pretrain)
-    loss = lambda p, b: p["w"].sum() * b.sum()
-    task = Task("t", jnp.ones(2), lambda key: {"w": jnp.ones(3)}, lambda d, key: d, loss, None)
+    monkeypatch.setattr(results, "pretrain", lambda task, *rest: calls.append(rest) or pretrain(task, *rest))
     run = open_run("01_good", seed=3)
-    (first, measured), (second, again) = run.pretrain(task, 40), run.pretrain(task, 40)
-    assert calls == [("t", 40, 3)]
-    assert np.array_equal(first["w"], second["w"])
-    assert measured == again == {"loss": 0.25}
-    run.pretrain(task, 60)
-    run.pretrain(task._replace(data=jnp.ones(2) / 3), 40)
-    open_run("01_good", seed=4).pretrain(task, 40)
+    (first, measured), (second, again) = run.pretrain(bowl(), 40), run.pretrain(bowl(), 40)
+    assert calls == [(40, 3)]
+    assert np.array_equal(first, second)
+    assert measured == again
+    run.pretrain(bowl(), 60)
+    run.pretrain(bowl(data=jnp.ones(2) / 3), 40)
+    open_run("01_good", seed=4).pretrain(bowl(), 40)
     assert len(calls) == 4
-    assert len(list((checkout / "data/cache/pretrained").iterdir())) == 4  # whole files alone
+
+
+def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(checkout, monkeypatch):
+    calls = []
+    monkeypatch.setattr(results, "meta_train", lambda trainer, **kw: calls.append(1) or meta_train(trainer, **kw))
+
+    def rule(discount):
+        return ordinary_rule(
+            Config(hidden=4, projections=4, encoders=1, feedforward=6), cam(projections=4, discount=discount)
+        )
+
+    def trainer(discount):
+        student = by_coordinate(rule(discount), optax.identity(), coordinates=8)
+        return Truncated(student, (quadratic("a", 3),), MetaConfig(iterations=20, horizon=10, window=5))
+
+    run = open_run("01_good")
+    theta, log = run.meta_train(trainer(0.5))
+    again, same = open_run("01_good").meta_train(trainer(0.5))
+    assert len(calls) == 1
+    assert log == same
+    assert [row["iteration"] for row in log] == [20]
+    assert theta.key == again.key
+    assert all(map(np.array_equal, jax.tree.leaves(theta.value), jax.tree.leaves(again.value)))
+    other, _ = run.meta_train(trainer(1.0))  # the weights have the same shapes
+    assert len(calls) == 2
+    assert other.key != theta.key
+
+    def contender(theta):
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), theta.like)
+        one = Deferred(theta.key, like, lambda: jax.tree.map(lambda x: x[None], theta.value))
+        return Contender("mine", lambda theta: drop_in(theta, rule(0.5)), (0,), one)
+
+    rows = run.train(quadratic("b", 3), contender(theta), 40)
+    for path in (checkout / "data/cache/kept").glob("*.safetensors"):
+        path.unlink()  # what is published need not hold weights for its rows to be found
+    kept, _ = open_run("01_good").meta_train(trainer(0.5))
+    assert open_run("01_good").train(quadratic("b", 3), contender(kept), 40).equals(rows)
+    assert len(calls) == 2
+    assert all(map(np.array_equal, jax.tree.leaves(kept.value), jax.tree.leaves(theta.value)))
+    assert len(calls) == 3
+
+
+def test_a_study_is_computed_once(checkout):
+    run, maps = open_run("01_good"), {"FAVOR+": positive}
+    args = (0.25, 1.0), 4, 8, (0,), 100
+    first = run.keep(study_features.unbiasedness, maps, *args)
+    assert len(run.kept.used) == 1
+    assert run.keep(study_features.unbiasedness, maps, *args).equals(first)
+    assert len(run.kept.used) == 1
+    run.keep(study_features.unbiasedness, maps, (0.25, 2.0), *args[1:])
+    run.keep(study_features.unbiasedness, {"FAVOR+": favor_plus_plus(0.3)}, *args)
+    assert len(run.kept.used) == 3
 
 
 def test_tables_say_how_they_came_and_do_not_change(checkout):
     run, rows = open_run("01_good", seed=2), pd.DataFrame({"a": [1 / 3], "b": ["x"]})
     back = run.table("t", rows)
-    path = checkout / "data/results/quick/t.csv"
+    path = checkout / "runs/quick-seed-2/tables/t.csv"
     before = path.read_bytes()
     assert back.a[0] == pytest.approx(1 / 3, rel=1e-5)
     run.table("t", rows)
@@ -135,8 +231,8 @@ def test_tables_say_how_they_came_and_do_not_change(checkout):
     about = json.loads(path.with_suffix(".meta.json").read_text())
     assert about["scale"]["data"] == "digits"
     assert about["seed"] == 2
-    assert {"command", "versions", "device"} <= about.keys()
-    assert results.read_table("quick", "t").equals(back)
+    assert {"command", "versions", "device", "computed"} <= about.keys()
+    assert results.read_table("quick", "t", 2).equals(back)
     assert results.read_table("paper", "t") is None
     assert len(run.close()) == 6
 
@@ -148,13 +244,13 @@ def test_figures_are_the_same_bytes_each_time(checkout):
         ax.plot([1, 2, 3])
         run.figure("f", fig)
         plt.close(fig)
-        files.append([(checkout / f"figures/quick/f.{e}").read_bytes() for e in ("png", "pdf")])
+        files.append([(checkout / f"runs/quick/figures/f.{e}").read_bytes() for e in ("png", "pdf")])
     assert files[0] == files[1]
 
 
 def test_claims(checkout):
     run = open_run("01_good")
-    claim = Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")
+    claim = Claim(id="x", paper="p", rule="r", ours="o", verdict="partly", anywhere=True)
     table = run.claims([claim])
     assert list(table.verdict) == ["partly"]
     assert results.read_claims("quick", "01_good")[0]["rule"] == "r"
@@ -164,94 +260,55 @@ def test_claims(checkout):
 
 def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     monkeypatch.setenv("MNEMOSYNE_OUTPUT", str(tmp_path / "elsewhere"))
-    open_run("01_good").table("t", pd.DataFrame({"a": [1.0]}))
-    assert (tmp_path / "elsewhere" / "data/results/quick/t.csv").exists()
-    assert not (checkout / "data/results/quick/t.csv").exists()
-    open_run("01_good").claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")])
+    run = open_run("01_good")
+    run.table("t", pd.DataFrame({"a": [1.0]}))
+    assert (tmp_path / "elsewhere/quick/tables/t.csv").exists()
+    assert not (checkout / "runs").exists()
+    run.claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")])
     assert results.read_claims("quick", "01_good")
     monkeypatch.delenv("MNEMOSYNE_OUTPUT")
     assert not results.read_claims("quick", "01_good")
 
 
+def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, capsys):
+    published = checkout / "data/results/quick"
+    published.mkdir(parents=True)
+    (published / "t.csv").write_text("a\n17\n")
+    assert results.read_table("quick", "t").a[0] == 17
+    assert "t: the published table; no run here has written it" in capsys.readouterr().out
+    open_run("01_good").table("t", pd.DataFrame({"a": [18]}))
+    capsys.readouterr()
+    assert results.read_table("quick", "t").a[0] == 18
+    assert not capsys.readouterr().out
+    assert results.read_table("quick", "u") is None
+
+
+def test_an_empirical_claim_waits_for_real_data(checkout):
+    claims = [
+        Claim(id="theory", paper="p", rule="r", ours="o", verdict="reproduced", anywhere=True),
+        Claim(id="empirical", paper="p", rule="a rule that is long " * 9, ours="o", verdict="reproduced"),
+    ]
+    quick = open_run("01_good").claims(claims)
+    assert list(quick.verdict) == ["reproduced", "not testable at this scale"]
+    assert list(open_run("01_good", "laptop").claims(claims).verdict) == ["reproduced", "reproduced"]
+    assert ("a rule that is long " * 9).strip() in quick.to_html()
+
+
+def test_fewer_where_nothing_is_judged(checkout):
+    assert open_run("01_good").few("abcd", 2) == ["a", "b"]
+    assert open_run("01_good", "laptop").few("abcd", 2) == ["a", "b", "c", "d"]
+
+
 def test_a_read_only_folder_is_named(checkout):
-    folder = checkout / "data"
+    folder = checkout / "runs"
     folder.mkdir(exist_ok=True)
     if os.geteuid() == 0:  # root may write anywhere: put a file in the folder's place instead
-        (folder / "results").write_text("")
+        (folder / "quick").write_text("")
     else:
         folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(PermissionError, match="cannot write results to"):
         open_run("01_good")
     folder.chmod(stat.S_IRWXU)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
-    assert reproduce.reproduce(only=("01",), seed=3) == 0
-    first = capsys.readouterr().out
-    assert "cell 2/" in first
-    assert "seed 3" in first
-    assert "reproduced" in first
-    assert reproduce.reproduce(only=("01",), seed=3) == 0
-    assert "cached" in capsys.readouterr().out
-    assert reproduce.reproduce(only=("01",), seed=4) == 0
-    assert "ran" in capsys.readouterr().out
-
-    kept = (checkout / "data/results/quick/01_good.claims.json").read_bytes()
-    assert reproduce.reproduce(only=("02", "01_good"), force=True, keep_going=True) == 1
-    told = capsys.readouterr().out
-    assert "[01_good] ran" in told
-    assert "RuntimeError: on purpose" in told
-    copy = nbformat.read(checkout / "data/cache/executed/quick/02_bad.ipynb", as_version=4)
-    assert any("before" in str(c.get("outputs")) for c in copy.cells)
-    assert (checkout / "data/results/quick/01_good.claims.json").read_bytes() != b""
-    assert kept
-
-
-def test_a_failure_keeps_the_next_from_starting(checkout, capsys):
-    (checkout / "notebooks" / "03_later.ipynb").write_text(nbformat.writes(notebook("1")))
-    assert reproduce.reproduce(only=("02", "03"), jobs=1) == 1
-    told = capsys.readouterr().out
-    assert "[03_later] starts" not in told
-    assert "not run" in told  # in the closing table
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_a_notebook_that_reads_tables_runs_after_those_that_write_them(checkout, capsys):
-    opened = "import time\nimport pandas as pd\nfrom mnemosyne.results import Claim, open_run, read_table\n"
-    claim = 'run.claims([Claim(id="x", paper="p", rule="r", ours=ours, verdict="reproduced")])'
-    writer = 'run = open_run("04_writer")\ntime.sleep(2)\nrun.table("t", pd.DataFrame({"a": [NUMBER]}))\nours = ""\n'
-    reader = 'run = open_run("05_reader")\nours = "read {}".format(read_table("quick", "t").a[0])\n'
-    for name, source in {"04_writer": writer.replace("NUMBER", "17"), "05_reader": reader}.items():
-        (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(opened + source + claim)))
-    assert reproduce.reproduce(only=("04", "05"), jobs=2) == 0
-    assert "read 17" in capsys.readouterr().out
-    assert reproduce.reproduce(only=("05",)) == 0
-    assert "[05_reader] cached" in capsys.readouterr().out
-    changed = notebook(opened + writer.replace("NUMBER", "18") + claim)
-    (checkout / "notebooks" / "04_writer.ipynb").write_text(nbformat.writes(changed))
-    assert reproduce.reproduce(only=("04", "05"), jobs=2) == 0
-    assert "read 18" in capsys.readouterr().out
-
-
-def test_reproduce_refuses_what_is_not_there(checkout):
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        reproduce.reproduce(jobs=0)
-    with pytest.raises(ValueError, match="no notebook 07; there are 01_good, 02_bad"):
-        reproduce.reproduce(only=("07",))
-    with pytest.raises(ValueError, match="unknown scale"):
-        reproduce.reproduce(scale="tiny")
-    with pytest.raises(ValueError, match="drop --in-place"):
-        reproduce.reproduce(scale="laptop", in_place=True)
-
-
-def test_tidy_removes_when_and_where():
-    nb = notebook("1")
-    nb.metadata["papermill"] = {"output_path": "somewhere"}
-    nb.cells[1].metadata["papermill"] = {"duration": 1.0}
-    tidied = reproduce.tidy(nb)
-    assert "papermill" not in json.dumps(tidied)
-    assert tidied.cells[0].metadata["tags"] == ["parameters"]
 
 
 def test_plots_draw_every_series():
@@ -301,13 +358,3 @@ def test_a_logarithmic_axis_is_labelled_in_plain_numbers(limits, ticks):
     ax.set_ylim(*limits)
     assert {x: ax.yaxis.get_minor_formatter()(x, 0) for x in ticks} == ticks
     plt.close("all")
-
-
-def test_pictures_keep_their_size_in_few_colors():
-    wide = np.linspace(0, 255, 200 * 300 * 3).reshape(200, 300, 3).astype(np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(wide).save(buffer, format="png")
-    small = base64.b64decode(reproduce.in_few_colors(base64.b64encode(buffer.getvalue()).decode()))
-    again = Image.open(io.BytesIO(small))
-    assert again.size == (300, 200)
-    assert np.abs(np.asarray(again.convert("RGB"), int) - wide).mean() < 8

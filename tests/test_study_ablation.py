@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mnemosyne import study_ablation
+from mnemosyne import folders, study_ablation
 from mnemosyne.choices import coordinatewise
 from mnemosyne.coordinate import Config
 from mnemosyne.memory import cam
@@ -37,8 +37,7 @@ def test_cases_and_seeds_come_back_by_name_and_are_made_once(run, monkeypatch):
     assert held_out.groupby(["variant", "meta_seed"]).seed.nunique().tolist() == [3, 3, 3, 3]
     first = held_out[held_out.step == 0].groupby("seed").train_loss.nunique()
     assert (first == 1).all()  # all variants start from the same networks
-    kept = list((run.tables.parents[1] / "cache" / "meta-training").glob("*/*"))
-    assert {p.name for p in kept} == {"config.json", "log.jsonl", "theta-000004.safetensors"}
+    assert not list(folders.cache().glob("meta-training/*"))  # checkpoints are large
     monkeypatch.setattr("mnemosyne.results.meta_train", None)
     monkeypatch.setattr("mnemosyne.results.train", None)
     again = study_ablation.ablate(run, [choice], common)

@@ -6,6 +6,7 @@ books = t5("gutenberg", size=(4, 64))
 task = prompted(load_rows("cb"), books.tokenizer, books.module)      # see `regimes.trained_part`
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -23,7 +24,7 @@ from mnemosyne.tasks.t5 import EncoderDecoder
 from mnemosyne.tasks.text import read_text
 from mnemosyne.tasks.tokens import BERT_SPECIAL, T5_SPECIAL, stream, with_sentinels, wordpiece
 from mnemosyne.tasks.vision import VisionTransformer
-from mnemosyne.types import Params, Scalar, Task
+from mnemosyne.types import Data, Params, Scalar, Task
 
 Size = tuple[int, int]  # layers, width
 HEADS = 4
@@ -107,9 +108,14 @@ def pretrain(task: Task, steps: int, seed: int) -> tuple[Params, dict[str, Scala
     Returns:
         The parameters, and the task's metrics with them.
     """
+    return jax.jit(pretraining(task, steps))(jax.random.key(seed), task.data)
+
+
+def pretraining(task: Task, steps: int) -> Callable[[Array, Data], tuple[Params, dict[str, Scalar]]]:
+    """Make the program of `pretrain`: (key, data) → (parameters, metrics)."""
     tx = optax.adam(optax.warmup_cosine_decay_schedule(0.0, RATE, steps // 10, steps))
 
-    def run(key: Array, data) -> tuple[Params, dict[str, Scalar]]:
+    def run(key: Array, data: Data) -> tuple[Params, dict[str, Scalar]]:
         init_key, batch_key = jax.random.split(key)
 
         def step(carry, t):
@@ -122,7 +128,7 @@ def pretrain(task: Task, steps: int, seed: int) -> tuple[Params, dict[str, Scala
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))
         return params, task.metrics(params, data)
 
-    return jax.jit(run)(jax.random.key(seed), task.data)
+    return run
 
 
 def _sizes(size: Size) -> tuple[int, int, int, int]:
