@@ -160,7 +160,23 @@ def retrievals(
         By name, the number of wrong bits in each answer, [s trials].
     """
 
-    def one(key):
+    (answers,) = retrievals_at(recalls, keys, trials, n=n, memories=memories, wrongs=[wrong], pool=pool)
+    return answers
+
+
+def retrievals_at(
+    recalls: dict[str, Callable],
+    keys: Array,
+    trials: int,
+    *,
+    n: int,
+    memories: int,
+    wrongs: Sequence[int],
+    pool: Array | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """As `retrievals`, for each of several numbers of flipped signs, in one program."""
+
+    def one(wrong, key):
         of_memories, of_input, of_recall = jax.random.split(key, 3)
         if pool is None:
             xi = jax.random.rademacher(of_memories, (memories, n), jnp.float32)
@@ -169,9 +185,12 @@ def retrievals(
         beta = corrupt(xi[0], of_input, wrong)
         return {name: jnp.sum(recall(of_recall, xi, beta) != xi[0]) for name, recall in recalls.items()}
 
-    run = jax.jit(partial(jax.lax.map, one))
-    answers = [run(jax.random.split(k, trials)) for k in keys]
-    return {name: np.stack([np.asarray(a[name]) for a in answers]) for name in recalls}
+    run = jax.jit(lambda keys, wrong: jax.lax.map(partial(one, wrong), keys))
+    found = []
+    for wrong in wrongs:
+        answers = [run(jax.random.split(k, trials), wrong) for k in keys]
+        found.append({name: np.stack([np.asarray(a[name]) for a in answers]) for name in recalls})
+    return found
 
 
 def corrupt(pattern: Float[Array, "n"], key: Array, wrong: int | Int[Array, ""]) -> Float[Array, "n"]:

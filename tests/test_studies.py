@@ -1,10 +1,10 @@
-"""The experiments of notebooks 02 and 03 at sizes that take seconds."""
+"""The experiments of notebooks 02 to 04 at sizes that take seconds."""
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from mnemosyne import study_capacity, study_features, zoo
+from mnemosyne import study_capacity, study_digits, study_features, zoo
 
 
 def test_pairs_have_the_sums_asked_for():
@@ -112,3 +112,15 @@ def test_query_costs_are_flat_for_the_compact_memory():
     assert operations.regular[64] > 10 * operations.regular[4]
     assert (micro > 0).all()
     assert max(study_capacity.update_costs((8, 16), (32,))) < 10
+
+
+def test_images_come_back_from_a_memory_that_keeps_them():
+    digits = np.where(np.random.default_rng(0).random((40, 36)) < 0.5, -1.0, 1.0).astype(np.float32)
+    names = ("modern Hopfield", "compact, energy, r = 512")
+    rows = study_digits.wrong_pixels(digits, names, (2,), (0.0, 0.1), (0, 1), 3)
+    assert len(rows) == 2 * 2 * 2
+    kept = rows[rows.memory == "modern Hopfield"]
+    assert (kept.wrong == 0).all()
+    swept = study_digits.by_sharpness(digits, (0.5, 4.0), (16,), (0, 1), 3)
+    assert list(swept.kernel.unique()) == ["exact", "r = 16"]
+    assert swept[(swept.kernel == "exact") & (swept.sharpness == 4.0)].wrong.max() <= 0.1
