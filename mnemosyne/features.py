@@ -121,7 +121,8 @@ def favor_plus_plus(rho: float | Array) -> FeatureMap:
         Â = (1/ρ − 1)/8,   B = √(1 + 4Â),   D = (1 + 4Â)^{N/4}
 
     Args:
-        rho: ρ ∈ (0, 1), a number; `best_rho` gives the best for a typical ‖x+y‖² (Eq. 11). ρ → 1 is FAVOR+.
+        rho: ρ ∈ (0, 1), a number; `best_rho` gives the best for a typical ‖x+y‖² (Eq. 11). ρ → 1 is FAVOR+. One that
+            is traced is not checked.
 
     Raises:
         ValueError: if ρ is outside (0, 1).
@@ -141,9 +142,10 @@ def hyperbolic_plus_plus(rho: float | Array) -> FeatureMap:
 
 def _bounded(exponents: Callable, rho: float | Array) -> Callable:
     """Exponents of the ++ maps: those of the plain map at Bz, less Â‖ω‖², plus log D."""
-    if isinstance(rho, np.generic | np.ndarray | jax.Array) and np.ndim(rho) == 0:
+    traced = isinstance(rho, jax.core.Tracer)
+    if isinstance(rho, np.generic | np.ndarray | jax.Array) and np.ndim(rho) == 0 and not traced:
         rho = float(rho)
-    if not isinstance(rho, int | float) or not 1e-6 < rho < 1.0:
+    if not traced and not (isinstance(rho, int | float) and 1e-6 < rho < 1.0):
         raise ValueError(
             f"ρ must be one number in (0, 1), at least 1e-6, got {rho!r}; best_rho(s, N) gives a good one (Eq. 11)"
         )

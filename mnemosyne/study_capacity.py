@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from scipy.stats import binomtest
+from scipy.stats import binomtest, linregress
 
 from mnemosyne import theory, trials
 from mnemosyne.bench import per_call
@@ -125,6 +125,29 @@ def stored_by_definition(ns: Sequence[int], seeds: Sequence[int], repeats: int =
                     row = {"N": n, "ρN": radius, "seed": k, "repeat": repeat}
                     rows.append({**row, "M": theory.capacity(xi, radius)})
     return pd.DataFrame(rows)
+
+
+def growth(held: pd.DataFrame, least: int = 8) -> pd.DataFrame:
+    """How a capacity grows, seed by seed: log M on a line in N (exponential) and on one in log N (power law).
+
+    Args:
+        held: of `stored_by_definition`, for one number of wrong bits.
+        least: the smallest N that counts.
+
+    Returns:
+        Rows (seed, slope, exponential, power): the slope of log M against N, and R² of either line.
+    """
+    rows = []
+    for seed, of_seed in held[least <= held.N].groupby("seed"):
+        log_m = np.log(np.maximum(of_seed.M, 1))
+        line, power = linregress(of_seed.N, log_m), linregress(np.log(of_seed.N), log_m)
+        rows.append({"seed": seed, "slope": line.slope, "exponential": line.rvalue**2, "power": power.rvalue**2})
+    return pd.DataFrame(rows)
+
+
+def retrieved(settings: Sequence[tuple[int, int]], rs: Sequence[int], seeds: Sequence[int], count: int) -> pd.DataFrame:
+    """`all_bits_right` for several settings (N, M)."""
+    return pd.DataFrame([row for n, m in settings for row in all_bits_right(n, m, rs, seeds, count)])
 
 
 def all_bits_right(n: int, memories: int, rs: Sequence[int], seeds: Sequence[int], count: int) -> Iterator[dict]:

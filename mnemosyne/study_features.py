@@ -1,6 +1,7 @@
 """The experiments of notebook 02, each as rows of a table: how accurate random features are (§3.3, App. A.1)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -28,62 +29,89 @@ def pairs(s: Sequence[float], n: int, seed: int) -> tuple[Float[Array, "p n"], F
     return scaled(u + v), scaled(u - v)
 
 
-def unbiasedness(maps: Maps, s: Sequence[float], n: int, r: int, seeds: Sequence[int], draws: int) -> pd.DataFrame:
+@cache
+def maps(rho: float) -> Maps:
+    """The maps of notebook 02 by name; ρ is that of FAVOR++ and of its hyperbolic variant."""
+    return {
+        "FAVOR+": features.positive,
+        "hyperbolic": features.hyperbolic,
+        "FAVOR++": features.favor_plus_plus(rho),
+        "hyperbolic FAVOR++": features.hyperbolic_plus_plus(rho),
+    }
+
+
+def formula(name: str, s: np.ndarray | float, n: int, rho: float) -> np.ndarray | float:
+    """r Var(φ(x)ᵀφ(y))/K² of one of `maps`."""
+    return theory.relative_variance(s, n, rho if "++" in name else 1.0, "hyperbolic" in name)
+
+
+def unbiasedness(rho: float, s: Sequence[float], n: int, r: int, seeds: Sequence[int], draws: int) -> pd.DataFrame:
     """The mean of φ(x)ᵀφ(y)/K over all draws and seeds, and how many standard errors it is from one."""
-    x, y = pairs(s, n, seeds[0])
     rows = []
-    for name, phi in maps.items():
-        for kind, draw in DRAWS.items():
-            drawn = np.concatenate(trials.kernel_draws(phi, x, y, r, trials.keys_of(seeds, 1), draws, draw))
-            error = drawn.std(axis=0, ddof=1) / len(drawn) ** 0.5
-            for a, mean, e in zip(s, drawn.mean(axis=0), error, strict=True):
-                row = {"map": name, "projections": kind, "s": a, "mean over K": mean, "standard error": e}
-                rows.append({**row, "z": (mean - 1) / e})
-    return pd.DataFrame(rows)
+    for name, kind, drawn in _drawn(rho, s, n, r, seeds, draws, offset=1):
+        drawn = np.concatenate(drawn)
+        error = drawn.std(axis=0, ddof=1) / len(drawn) ** 0.5
+        for a, mean, e in zip(s, drawn.mean(axis=0), error, strict=True):
+            row = {"map": name, "projections": kind, "s": a, "mean over K": mean, "standard error": e}
+            rows.append({**row, "z": (mean - 1) / e})
+    return _sorted(rows, rho)
 
 
-def variances(
-    maps: Maps, formula: Callable, s: Sequence[float], n: int, r: int, seeds: Sequence[int], draws: int
-) -> pd.DataFrame:
-    """r Var(φ(x)ᵀφ(y))/K² for each seed beside `formula(name, s)`."""
-    x, y = pairs(s, n, seeds[0])
+def variances(rho: float, s: Sequence[float], n: int, r: int, seeds: Sequence[int], draws: int) -> pd.DataFrame:
+    """r Var(φ(x)ᵀφ(y))/K² for each seed beside its formula."""
     rows = []
-    for name, phi in maps.items():
-        for kind, draw in DRAWS.items():
-            drawn = trials.kernel_draws(phi, x, y, r, trials.keys_of(seeds, 2), draws, draw)
-            for k, measured in zip(seeds, r * drawn.var(axis=1, ddof=1), strict=True):
-                row = {"map": name, "projections": kind, "seed": k}
-                rows += [
-                    {**row, "s": a, "r Var / K²": m, "formula": formula(name, a)}
-                    for a, m in zip(s, measured, strict=True)
-                ]
-    return pd.DataFrame(rows)
+    for name, kind, drawn in _drawn(rho, s, n, r, seeds, draws, offset=2):
+        for k, measured in zip(seeds, r * drawn.var(axis=1, ddof=1), strict=True):
+            row = {"map": name, "projections": kind, "seed": k}
+            rows += [
+                {**row, "s": a, "r Var / K²": m, "formula": formula(name, a, n, rho)}
+                for a, m in zip(s, measured, strict=True)
+            ]
+    return _sorted(rows, rho)
+
+
+def _drawn(
+    rho: float, s: Sequence[float], n: int, r: int, seeds: Sequence[int], draws: int, offset: int
+) -> Iterator[tuple[str, str, np.ndarray]]:
+    """(map, projections, φ(x)ᵀφ(y)/K [seeds draws s]) for every map and way to draw."""
+    x, y = pairs(s, n, seeds[0])
+    for kind, draw in DRAWS.items():
+        drawn = trials.kernels_draws(tuple(maps(rho).values()), x, y, r, trials.keys_of(seeds, offset), draws, draw)
+        yield from ((name, kind, of_map) for name, of_map in zip(maps(rho), drawn, strict=True))
+
+
+def _sorted(rows: list[dict], rho: float) -> pd.DataFrame:
+    """Rows by map, as `maps` has them."""
+    table, order = pd.DataFrame(rows), {name: i for i, name in enumerate(maps(rho))}
+    return table.sort_values("map", key=lambda names: names.map(order), kind="stable", ignore_index=True)
 
 
 def against_features(
-    maps: Maps, s: float, n: int, rs: Sequence[int], seeds: Sequence[int], draws: int
+    rho: float, s: float, n: int, rs: Sequence[int], seeds: Sequence[int], draws: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The variance for each r and seed, and the fitted log-log slope of each map with its 95% interval."""
+    """The variance for each r and seed, and the fitted log-log slope of each map, ± its 95% interval."""
     x, y = pairs((s,), n, seeds[0])
     rows = []
-    for name, phi in maps.items():
-        for r in rs:
-            drawn = trials.kernel_draws(phi, x, y, r, trials.keys_of(seeds, 3), draws)[..., 0]
-            rows += [{"map": name, "seed": k, "r": r, "variance": v} for k, v in zip(seeds, drawn.var(1), strict=True)]
-    table = pd.DataFrame(rows)
+    for r in rs:
+        drawn = trials.kernels_draws(tuple(maps(rho).values()), x, y, r, trials.keys_of(seeds, 3), draws)
+        for name, of_map in zip(maps(rho), drawn, strict=True):
+            values = of_map[..., 0].var(axis=1)
+            rows += [{"map": name, "seed": k, "r": r, "variance": v} for k, v in zip(seeds, values, strict=True)]
+    table = _sorted(rows, rho)
     fit = lambda g: np.polyfit(np.log(g.r), np.log(g.variance), 1)[0]
-    slopes = {
-        name: interval([fit(g) for _, g in of_map.groupby("seed")]) for name, of_map in table.groupby("map", sort=False)
-    }
-    return table, pd.DataFrame(slopes, index=["log-log slope against r", "±"]).T
+    slopes = [
+        (name, *interval([fit(g) for _, g in of_map.groupby("seed")]))
+        for name, of_map in table.groupby("map", sort=False)
+    ]
+    return table, pd.DataFrame(slopes, columns=["map", "log-log slope against r", "±"])
 
 
-def largest_features(maps: Maps, z: Float[Array, "n"], seed: int, draws: int) -> pd.DataFrame:
+def largest_features(rho: float, z: Sequence[float], seed: int, draws: int) -> pd.DataFrame:
     """The largest √m φ_i(z) among the first 10, …, `draws` projections."""
     omega = features.independent_projections(jax.random.key(seed + 1), draws, len(z))
     rows = []
-    for name, phi in maps.items():
-        values = np.asarray(phi.features(z, omega)).reshape(phi.per_projection, draws).max(axis=0)
+    for name, phi in maps(rho).items():
+        values = np.asarray(phi.features(jnp.array(z), omega)).reshape(phi.per_projection, draws).max(axis=0)
         values = values * (phi.per_projection * draws) ** 0.5
         rows += [{"map": name, "draws": int(n), "largest": values[: int(n)].max()} for n in np.geomspace(10, draws, 25)]
     return pd.DataFrame(rows)
@@ -113,17 +141,19 @@ def typical_sum_of(theta: Theta) -> float:
     return float(features.mean_square_sum(*queries_and_keys(theta["encoders"][0]["memory"], address)))
 
 
-def causal_errors(seeds: Sequence[int], draws: int, t: int = 64, n: int = 8, m: int = 16) -> pd.DataFrame:
+def causal_errors(
+    seeds: Sequence[int], draws: int, slices: Sequence[int] = (1, 2, 8), t: int = 64, n: int = 8, m: int = 16
+) -> pd.DataFrame:
     """The error of Eq. 5's fraction against exact attention while keys grow from norm 0.3 to 2 (App. A.1.1).
 
     Plain maps with m features, thickened memories with m features a slice, plain maps with the state of eight
     slices, and the oracle that recomputes all features at each query's own ρ.
     """
     contenders = {"FAVOR+": _plain(features.positive, m), "hyperbolic": _plain(features.hyperbolic, m // 2)}
-    contenders |= {f"thickened, {g} slice{'s' * (g > 1)}": _thick(g, m) for g in (1, 2, 8)}
+    contenders |= {f"thickened, {g} slice{'s' * (g > 1)}": _thick(g, m) for g in slices}
     contenders["FAVOR+, the state of 8 slices"] = _plain(features.positive, 8 * m)
     contenders["hyperbolic, the state of 8 slices"] = _plain(features.hyperbolic, 4 * m)
-    contenders["oracle ρ"] = jax.vmap(trials.oracle_reads, (0, None, None)), m
+    contenders["oracle ρ"] = jax.jit(jax.vmap(trials.oracle_reads, (0, None, None))), m
     draw = jax.jit(jax.vmap(features.orthogonal_projections, (0, None, None)), static_argnums=(1, 2))
     exact_read, rows = _reader(attention(cache=t)), []
     for k in seeds:

@@ -1,7 +1,7 @@
 """The theory by experiment: kernels and energies over many draws of ω, retrieval over many random memories (§4)."""
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -40,16 +40,51 @@ def kernel_draws(
     Returns:
         φ(x)ᵀφ(y) / K(x, y), [s draws p] for s keys, of mean 1 for an unbiased map; float64.
     """
-    truth = exact(x, y)
-    return _many(lambda key: phi.kernel(x, y, draw(key, r, x.shape[-1])) / truth, keys, draws)
+    (drawn,) = kernels_draws((phi,), x, y, r, keys, draws, draw)
+    return drawn
+
+
+def kernels_draws(
+    maps: Sequence[FeatureMap],
+    x: Float[Array, "p n"],
+    y: Float[Array, "p n"],
+    r: int,
+    keys: Array,
+    draws: int,
+    draw: Callable = independent_projections,
+) -> Iterator[np.ndarray]:
+    """As `kernel_draws`, for several maps in one program: all see the same projections. Yields an array for each."""
+    drawn = _many(_kernels(tuple(maps), r, draw), keys, draws, x, y)
+    return (drawn[:, :, i].astype(np.float64) for i in range(len(maps)))
+
+
+@lru_cache(maxsize=32)
+def _kernels(maps: tuple[FeatureMap, ...], r: int, draw: Callable) -> Callable:
+    """(keys, x, y) → estimates over K, [keys maps p]; kept, so that other pairs of as many compile nothing."""
+
+    def one(key, x, y):
+        omega = draw(key, r, x.shape[-1])
+        return jnp.stack([phi.kernel(x, y, omega) for phi in maps]) / exact(x, y)[None]
+
+    return jax.jit(jax.vmap(one, (0, None, None)))
 
 
 def energy_change_draws(
     memories: Float[Array, "M n"], beta: Float[Array, "n"], i: int, rho: float, r: int, keys: Array, draws: int
 ) -> np.ndarray:
     """ΔE_rand(β, i) = E(β̂) − E(β) with r independent FAVOR++ projections (Theorem A.1), [s draws] for s keys."""
-    change = _energy_change(memories, beta, i, favor_plus_plus(rho))
-    return _many(lambda key: change(independent_projections(key, r, beta.shape[0])), keys, draws)
+    return _many(_plain_change(r), keys, draws, memories, beta, i, rho).astype(np.float64)
+
+
+@cache
+def _plain_change(r: int) -> Callable:
+    """(keys, memories, β, i, ρ) → ΔE_rand with r projections, [keys]; one program for every memory of a shape."""
+
+    def one(key, memories, beta, i, rho):
+        omega = independent_projections(key, r, beta.shape[0])
+        return _energy_change(memories, beta, i, favor_plus_plus(rho), omega)
+
+    return jax.jit(jax.vmap(one, (0, None, None, None, None)))
 
 
 def weighted_energy_change_draws(
@@ -63,41 +98,40 @@ def weighted_energy_change_draws(
     Returns:
         (ΔE, weights of mean one), both [s draws]: the mean of weight · ΔE^p estimates E ΔE^p.
     """
-    n, b = beta.shape[0], (0.5 * (1 / rho + 1)) ** 0.5
-    both = jnp.stack([beta, beta.at[i].multiply(-1.0)])
-    centres = 2.0 * b * rho * (memories[:, None] + both[None]).reshape(-1, n)
-    change = _energy_change(memories, beta, i, favor_plus_plus(rho))
-    log_normal = lambda x, v: -0.5 * jnp.sum(x * x, axis=-1) / v - 0.5 * n * jnp.log(2 * jnp.pi * v)
-
-    def one(key):
-        of_kind, of_centre, of_noise = jax.random.split(key, 3)
-        noise = jax.random.normal(of_noise, (n,))
-        there = centres[jax.random.randint(of_centre, (), 0, len(centres))] + (2 * rho) ** 0.5 * noise
-        omega = jnp.where(jax.random.bernoulli(of_kind), there, noise)
-        near = jax.nn.logsumexp(log_normal(omega[None] - centres, 2 * rho)) - jnp.log(len(centres))
-        plain = log_normal(omega, 1.0)
-        return jnp.stack([change(omega[None]), jnp.exp(plain - jnp.logaddexp(near, plain) + jnp.log(2.0))])
-
-    drawn = _many(one, keys, draws)
+    drawn = _many(_weighted_change, keys, draws, memories, beta, i, rho).astype(np.float64)
     return drawn[..., 0], drawn[..., 1]
 
 
-def _energy_change(memories: Array, beta: Array, i: int, phi: FeatureMap) -> Callable:
-    """ω ↦ E(β̂) − E(β) (Eq. 8)."""
+@jax.jit
+@partial(jax.vmap, in_axes=(0, None, None, None, None))
+def _weighted_change(key: Array, memories: Array, beta: Array, i: Array, rho: Array) -> Array:
+    """(ΔE, weight) of one draw."""
+    n, b = beta.shape[0], (0.5 * (1 / rho + 1)) ** 0.5
     both = jnp.stack([beta, beta.at[i].multiply(-1.0)])
+    centres = 2.0 * b * rho * (memories[:, None] + both[None]).reshape(-1, n)
+    log_normal = lambda x, v: -0.5 * jnp.sum(x * x, axis=-1) / v - 0.5 * n * jnp.log(2 * jnp.pi * v)
+    of_kind, of_centre, of_noise = jax.random.split(key, 3)
+    noise = jax.random.normal(of_noise, (n,))
+    there = centres[jax.random.randint(of_centre, (), 0, len(centres))] + (2 * rho) ** 0.5 * noise
+    omega = jnp.where(jax.random.bernoulli(of_kind), there, noise)
+    near = jax.nn.logsumexp(log_normal(omega[None] - centres, 2 * rho)) - jnp.log(len(centres))
+    plain = log_normal(omega, 1.0)
+    change = _energy_change(memories, beta, i, favor_plus_plus(rho), omega[None])
+    return jnp.stack([change, jnp.exp(plain - jnp.logaddexp(near, plain) + jnp.log(2.0))])
 
-    def change(omega):
-        here, there = jnp.exp(theory.compact(theory.store(memories, omega, phi), omega, phi)(both))
-        return here - there
 
-    return change
+def _energy_change(memories: Array, beta: Array, i: int, phi: FeatureMap, omega: Array) -> Array:
+    """E(β̂) − E(β) (Eq. 8)."""
+    both = jnp.stack([beta, beta.at[i].multiply(-1.0)])
+    here, there = jnp.exp(theory.compact(theory.store(memories, omega, phi), omega, phi)(both))
+    return here - there
 
 
-def _many(one: Callable, keys: Array, draws: int) -> np.ndarray:
-    """one(key) for `draws` keys made of each key given, [s draws …], float64, compiled once."""
-    run = jax.jit(jax.vmap(one))
-    batches = [[run(jax.random.split(k, BATCH)) for k in jax.random.split(key, -(-draws // BATCH))] for key in keys]
-    return np.stack([np.concatenate([np.asarray(b, np.float64) for b in of_seed])[:draws] for of_seed in batches])
+def _many(run: Callable, keys: Array, draws: int, *args: Array) -> np.ndarray:
+    """run(keys, *args), a compiled function of `BATCH` keys, for `draws` keys made of each key given, [s draws …]."""
+    split = jax.jit(jax.random.split, static_argnums=1)
+    batches = [[run(split(k, BATCH), *args) for k in split(key, -(-draws // BATCH))] for key in keys]
+    return np.stack([np.concatenate([np.asarray(b) for b in of_seed])[:draws] for of_seed in batches])
 
 
 def retrievals(
@@ -126,7 +160,23 @@ def retrievals(
         By name, the number of wrong bits in each answer, [s trials].
     """
 
-    def one(key):
+    (answers,) = retrievals_at(recalls, keys, trials, n=n, memories=memories, wrongs=[wrong], pool=pool)
+    return answers
+
+
+def retrievals_at(
+    recalls: dict[str, Callable],
+    keys: Array,
+    trials: int,
+    *,
+    n: int,
+    memories: int,
+    wrongs: Sequence[int],
+    pool: Array | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """As `retrievals`, for each of several numbers of flipped signs, in one program."""
+
+    def one(wrong, key):
         of_memories, of_input, of_recall = jax.random.split(key, 3)
         if pool is None:
             xi = jax.random.rademacher(of_memories, (memories, n), jnp.float32)
@@ -135,9 +185,12 @@ def retrievals(
         beta = corrupt(xi[0], of_input, wrong)
         return {name: jnp.sum(recall(of_recall, xi, beta) != xi[0]) for name, recall in recalls.items()}
 
-    run = jax.jit(partial(jax.lax.map, one))
-    answers = [run(jax.random.split(k, trials)) for k in keys]
-    return {name: np.stack([np.asarray(a[name]) for a in answers]) for name in recalls}
+    run = jax.jit(lambda keys, wrong: jax.lax.map(partial(one, wrong), keys))
+    found = []
+    for wrong in wrongs:
+        answers = [run(jax.random.split(k, trials), wrong) for k in keys]
+        found.append({name: np.stack([np.asarray(a[name]) for a in answers]) for name in recalls})
+    return found
 
 
 def corrupt(pattern: Float[Array, "n"], key: Array, wrong: int | Int[Array, ""]) -> Float[Array, "n"]:
@@ -228,15 +281,17 @@ def oracle_reads(omega: Float[Array, "r n"], xi: Float[Array, "t n"], content: F
 
     It is what a thickened memory approaches with a fine grid, at the price of storing the past.
     """
-    squares, outs = jnp.sum(xi * xi, -1), []
-    for t in range(len(xi)):
-        past = jnp.arange(len(xi)) <= t  # a mask rather than a slice: one shape for every t
-        mean = lambda x, past=past: jnp.sum(jnp.where(past[:, None], x, 0.0), axis=0) / jnp.sum(past)
+    squares, times = jnp.sum(xi * xi, -1), jnp.arange(len(xi))
+
+    def read(t):
+        past = times <= t  # a mask rather than a slice: one shape for every t
+        mean = lambda x: jnp.sum(jnp.where(past[:, None], x, 0.0), axis=0) / jnp.sum(past)
         s = squares[t] + mean(squares[:, None])[0] + 2 * xi[t] @ mean(xi)
         phi = favor_plus_plus(best_rho(s, xi.shape[1]))
         weights = jnp.where(past, phi.features(xi, omega) @ phi.query(xi[t], omega), 0.0)
-        outs.append(weights @ content / weights.sum())
-    return jnp.stack(outs)
+        return weights @ content / weights.sum()
+
+    return jax.lax.map(read, times)
 
 
 def separated(vectors: np.ndarray, distance: int, limit: int | None = None) -> np.ndarray:

@@ -1,13 +1,10 @@
-"""The experiments of notebooks 02 and 03 at sizes that take seconds."""
+"""The experiments of notebooks 02 to 04 at sizes that take seconds."""
 
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
 
-from mnemosyne import study_capacity, study_features, theory, zoo
-from mnemosyne.features import hyperbolic, positive
-
-MAPS = {"FAVOR+": positive, "hyperbolic": hyperbolic}
+from mnemosyne import study_capacity, study_digits, study_features, zoo
 
 
 def test_pairs_have_the_sums_asked_for():
@@ -16,20 +13,21 @@ def test_pairs_have_the_sums_asked_for():
 
 
 def test_feature_studies_report_each_map_and_seed():
-    formula = lambda name, s: theory.relative_variance(s, 4, 1.0, name == "hyperbolic")
-    means = study_features.unbiasedness(MAPS, (0.5,), 4, 4, [0, 1], 500)
-    assert len(means) == 2 * 2
+    means = study_features.unbiasedness(0.4, (0.5,), 4, 4, [0, 1], 500)
+    assert len(means) == 4 * 2
+    assert list(means["map"].unique()) == list(study_features.maps(0.4))
     assert means.z.abs().max() < 5
-    measured = study_features.variances(MAPS, formula, (0.5,), 4, 4, [0, 1], 2_000)
+    measured = study_features.variances(0.4, (0.5,), 4, 4, [0, 1], 2_000)
     plain = measured[measured.projections == "independent"]
+    assert len(plain) == 4 * 2
     assert np.allclose(plain["r Var / K²"], plain["formula"], rtol=0.3)
-    table, slopes = study_features.against_features(MAPS, 0.5, 4, (4, 16), [0, 1], 2_000)
-    assert len(table) == 2 * 2 * 2
-    assert np.allclose(slopes.iloc[:, 0], -1, atol=0.15)
+    table, slopes = study_features.against_features(0.4, 0.5, 4, (4, 16), [0, 1], 2_000)
+    assert len(table) == 4 * 2 * 2
+    assert np.allclose(slopes["log-log slope against r"], -1, atol=0.15)
 
 
 def test_the_largest_feature_never_shrinks():
-    table = study_features.largest_features(MAPS, jnp.ones(2), 0, 1_000)
+    table = study_features.largest_features(0.4, (1.0, 1.0), 0, 1_000)
     for _, group in table.groupby("map"):
         assert group.largest.is_monotonic_increasing
 
@@ -81,8 +79,17 @@ def test_capacity_grows_with_dimension():
     assert median[0, 12] >= median[1, 12]
 
 
+def test_growth_is_told_seed_by_seed():
+    n = np.arange(4, 20, 2)
+    held = pd.concat([pd.DataFrame({"N": n, "seed": k, "M": np.exp(slope * n)}) for k, slope in ((0, 0.3), (1, 0.5))])
+    found = study_capacity.growth(held).set_index("seed")
+    assert np.allclose(found.slope, [0.3, 0.5])
+    assert np.allclose(found.exponential, 1)
+    assert (found.power < 0.99).all()
+
+
 def test_reads_need_fewer_features_than_energies():
-    rows = pd.DataFrame(study_capacity.all_bits_right(6, 3, [4, 64, 1024], [0], 30))
+    rows = study_capacity.retrieved([(6, 3)], [4, 64, 1024], [0], 30)
     assert set(rows.how) == {"regular", "exact read", "energy", "read"}
     assert ((rows.low <= rows.probability + 1e-9) & (rows.probability <= rows.high + 1e-9)).all()
     by_way = rows[rows.r == 64].set_index("how").probability
@@ -105,3 +112,15 @@ def test_query_costs_are_flat_for_the_compact_memory():
     assert operations.regular[64] > 10 * operations.regular[4]
     assert (micro > 0).all()
     assert max(study_capacity.update_costs((8, 16), (32,))) < 10
+
+
+def test_images_come_back_from_a_memory_that_keeps_them():
+    digits = np.where(np.random.default_rng(0).random((40, 36)) < 0.5, -1.0, 1.0).astype(np.float32)
+    names = ("modern Hopfield", "compact, energy, r = 512")
+    rows = study_digits.wrong_pixels(digits, names, (2,), (0.0, 0.1), (0, 1), 3)
+    assert len(rows) == 2 * 2 * 2
+    kept = rows[rows.memory == "modern Hopfield"]
+    assert (kept.wrong == 0).all()
+    swept = study_digits.by_sharpness(digits, (0.5, 4.0), (16,), (0, 1), 3)
+    assert list(swept.kernel.unique()) == ["exact", "r = 16"]
+    assert swept[(swept.kernel == "exact") & (swept.sharpness == 4.0)].wrong.max() <= 0.1

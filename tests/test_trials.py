@@ -16,6 +16,8 @@ def test_kernel_draws_are_of_mean_one_and_reproducible():
     assert (np.abs(drawn.reshape(-1, 3).mean(0) - 1) < 4 * error).all()
     assert not np.allclose(drawn[0], drawn[1])
     assert (trials.kernel_draws(positive, x, y, 8, trials.keys_of([1]), 6_000)[0] == drawn[1]).all()
+    both = list(trials.kernels_draws((hyperbolic, positive), x, y, 8, trials.keys_of([0, 1]), 6_000))
+    assert np.allclose(both[1], drawn, rtol=1e-5)
     assert len(np.unique(drawn[0, :, 0])) > 5_900  # no batch repeats another
 
 
