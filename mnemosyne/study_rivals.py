@@ -10,6 +10,7 @@ from mnemosyne.coordinate import Rule
 from mnemosyne.evaluate import best_rates, interval
 from mnemosyne.plotting import LEARNED
 from mnemosyne.types import State, Theta
+from mnemosyne.verdicts import Held, at_most, below, every, log_ratio, some
 
 
 def standings(rows: pd.DataFrame, marks: Sequence[int], column: str = "train_loss") -> pd.DataFrame:
@@ -83,23 +84,113 @@ def geometric_means(ratio: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(summary)
 
 
+def best_losses(rows: pd.DataFrame, mark: int, column: str = "train_loss") -> pd.DataFrame:
+    """Every seed's loss at a mark, at the rate that is best there in the mean: by (task, seed), a column per optimizer.
+
+    What is not finite is infinite.
+    """
+    best = best_rates(rows, mark, column)
+    at = best[best.step == mark]
+    values = at[column].where(np.isfinite(at[column]), np.inf)
+    order = rows.optimizer.unique()
+    return at.assign(value=values).pivot(index=["task", "seed"], columns="optimizer", values="value")[order]
+
+
+def paired(rows: pd.DataFrame, marks: Sequence[int], base: str = "Adam", column: str = "train_loss") -> pd.DataFrame:
+    """Compare every optimizer with the best-tuned base, seed by seed.
+
+    Args:
+        rows: of `evaluate.train`.
+        marks: steps to compare at, each optimizer at the rate that is best there in the mean.
+        base: what the others are compared with.
+        column: the loss.
+
+    Returns:
+        Rows (task, step, optimizer, log_ratio, half, shown): the mean log ratio of the losses ± its 95% interval over
+        seeds, see `verdicts.log_ratio`, and the ratio as "0.95 [0.91, 0.99]".
+    """
+    found = []
+    for mark in marks:
+        for task, losses in best_losses(rows, mark, column).groupby(level="task", sort=False):
+            for optimizer in losses.columns.drop(base):
+                if losses[optimizer].notna().all():
+                    compared = log_ratio(losses[optimizer], losses[base])
+                    found.append((task, mark, optimizer, *compared, told(compared)))
+    return pd.DataFrame(found, columns=["task", "step", "optimizer", "log_ratio", "half", "shown"])
+
+
+def across(rows: pd.DataFrame, marks: Sequence[int], base: str = "Adam", column: str = "train_loss") -> pd.DataFrame:
+    """As `paired`, of the geometric means over all tasks: rows (step, optimizer, log_ratio, half, shown)."""
+    found = []
+    for mark in marks:
+        means = np.exp(np.log(best_losses(rows, mark, column)).groupby(level="seed").mean())
+        for optimizer in means.columns.drop(base):
+            compared = log_ratio(means[optimizer], means[base])
+            found.append((mark, optimizer, *compared, told(compared)))
+    return pd.DataFrame(found, columns=["step", "optimizer", "log_ratio", "half", "shown"])
+
+
+def told(estimate: tuple[float, float]) -> str:
+    """'0.95 [0.91, 0.99]': a ratio with its 95% interval, of a mean log ratio and its half-width."""
+    mean, half = estimate
+    return f"{np.exp(mean):.2f} [{np.exp(mean - half):.2f}, {np.exp(mean + half):.2f}]"
+
+
+def within(compared: pd.DataFrame, optimizer: str, step: int, limit: float = 1.0) -> list[Held]:
+    """Whether an optimizer's loss is at most `limit` times the base's at a step: a statement per row of `paired`."""
+    of = compared[(compared.optimizer == optimizer) & (compared.step == step)]
+    return [at_most((r.log_ratio, r.half), np.log(limit)) for r in of.itertuples()]
+
+
+def lowest(rows: pd.DataFrame, mark: int, optimizer: str, column: str = "train_loss") -> Held:
+    """Whether an optimizer's loss is below that of every other one at its best rate, on each task in `rows`."""
+    losses = best_losses(rows, mark, column)
+    others = losses.columns.drop(optimizer)
+    return every(_ahead(g[optimizer], g[o]) for _, g in losses.groupby(level="task") for o in others)
+
+
 def cells(rows: pd.DataFrame, mark: int, tuned: str = "Adam", column: str = "train_loss") -> pd.DataFrame:
     """For each (task, rate) of a tuned optimizer, whether each of the others is below it at a mark.
 
     Returns:
-        Rows (task, rate, tuned, optimizer, loss, ahead): `tuned` is the tuned optimizer's mean loss over seeds at
-        that rate, infinite if any run is not finite. Others take part at their best rate.
+        Rows (task, rate, tuned, optimizer, loss, ahead, held): `tuned` is the tuned optimizer's mean loss over seeds
+        at that rate, infinite if any run is not finite. Others take part at their best rate. `ahead` compares the
+        means, `held` is the statement by its whole 95% interval over seeds; runs that were lost are behind.
     """
-    at = rows[rows.step == mark]
-    mean = lambda v: v.mean() if np.isfinite(v).all() else np.inf
-    losses = at.groupby(["task", "optimizer", "rate"], sort=False)[column].agg(mean).reset_index()
-    grid = losses[losses.optimizer == tuned].rename(columns={column: "tuned"}).drop(columns="optimizer")
-    best = losses[losses.optimizer != tuned].groupby(["task", "optimizer"], sort=False)[column].min().reset_index()
-    merged = grid.merge(best.rename(columns={column: "loss"}), on="task")
-    return merged.assign(ahead=merged.loss < merged.tuned)
+    at, found = rows[rows.step == mark], []
+    others = best_losses(rows[rows.optimizer != tuned], mark, column)
+    for (task, rate), g in at[at.optimizer == tuned].groupby(["task", "rate"], sort=False):
+        losses = g.set_index("seed")[column]
+        losses = losses.where(np.isfinite(losses), np.inf)
+        for optimizer, ours in others.loc[task].reindex(losses.index).dropna(axis=1).items():
+            means = {"tuned": losses.mean(), "loss": ours.mean()}
+            row = {"task": task, "rate": rate, "optimizer": optimizer, **means}
+            found.append(row | {"ahead": means["loss"] < means["tuned"], "held": _ahead(ours, losses)})
+    return pd.DataFrame(found).astype({"held": object})
 
 
 def below_the_median(cell: pd.DataFrame) -> pd.DataFrame:
-    """Whether each optimizer is below the loss of the tuned one's median rate, by task: columns are optimizers."""
-    median = cell.groupby(["task", "optimizer"], sort=False).agg(tuned=("tuned", "median"), loss=("loss", "first"))
-    return (median.loss < median.tuned).unstack()
+    """Whether each optimizer is below the loss of the tuned one's median rate, by task: columns are optimizers.
+
+    A statement by its whole interval: True, False, or None where that is open.
+    """
+    middle = lambda g: g.sort_values("tuned", kind="stable").iloc[len(g) // 2]
+    held = {(t, o): middle(g).held for (t, o), g in cell.groupby(["task", "optimizer"], sort=False)}
+    return pd.Series(held, dtype=object).unstack()
+
+
+def no_rate_for_all(rows: pd.DataFrame, mark: int, tuned: str = "Adam", column: str = "train_loss") -> Held:
+    """Whether the best rate differs between tasks: whether each rate has a task on which another one is below it."""
+    at = rows[(rows.step == mark) & (rows.optimizer == tuned)]
+    losses = at.pivot(index=["task", "seed"], columns="rate", values=column)
+    by_task = [g for _, g in losses.groupby(level="task")]
+    return every(some(_ahead(g[s], g[r]) for g in by_task for s in losses if s != r) for r in losses)
+
+
+def _ahead(ours: pd.Series, base: pd.Series) -> Held:
+    """Whether ours is below the base, seed by seed; who lost a run is behind who lost none."""
+    if np.isfinite(ours).all() and not np.isfinite(base).all():
+        return True
+    if not np.isfinite(ours).all():
+        return None if not np.isfinite(base).all() else False
+    return below(log_ratio(ours, base), 0.0)

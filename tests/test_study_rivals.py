@@ -86,4 +86,35 @@ def test_cells_count_lost_rates_as_beaten(rows):
     ahead = cell.set_index(["task", "rate"]).ahead
     assert ahead["a"].tolist() == [True, True, True]
     assert ahead["b"].to_dict() == {0.1: False, 0.01: False, 0.001: True}
-    assert study_rivals.below_the_median(cell).Rule.to_dict() == {"a": True, "b": False}
+    held = cell.set_index(["task", "rate"]).held
+    assert held["a"].to_dict() == {0.1: None, 0.01: True, 0.001: True}  # 2 and 4 against 0.5: two seeds are few
+    assert held["b"].to_dict() == {0.1: False, 0.01: False, 0.001: True}
+    assert study_rivals.below_the_median(cell).Rule.to_dict() == {"a": None, "b": False}
+
+
+def test_pairs_are_of_the_same_seed(rows):
+    found = study_rivals.paired(rows, [100]).set_index("task")
+    assert np.allclose(found.log_ratio, [np.log(0.5), np.log(2.0)])
+    assert np.allclose(found.half, 0.0)
+    assert list(found.shown) == ["0.50 [0.50, 0.50]", "2.00 [2.00, 2.00]"]
+    compared = found.reset_index()
+    assert study_rivals.within(compared, "Rule", 100) == [True, False]
+    assert study_rivals.within(compared, "Rule", 100, limit=2.1) == [True, True]
+    mean = study_rivals.across(rows, [100]).iloc[0]
+    assert np.isclose(mean.log_ratio, 0.0)
+    assert np.isclose(mean.half, 0.0)
+    assert study_rivals.lowest(rows[rows.task == "a"], 100, "Rule") is True
+    assert study_rivals.lowest(rows, 100, "Rule") is False
+    rows.loc[(rows.task == "b") & (rows.optimizer == "Rule"), "train_loss"] = np.nan
+    assert np.isinf(study_rivals.paired(rows, [100]).log_ratio).tolist() == [False, True]
+    assert np.isinf(study_rivals.across(rows, [100]).log_ratio).all()
+
+
+def test_best_rates_differ_where_no_rate_is_best_on_all_tasks(rows):
+    assert study_rivals.no_rate_for_all(rows, 100) is None  # on a, 2 and 4 against 1 and 1
+    rows.loc[(rows.task == "a") & (rows.rate == 0.1), "train_loss"] = 3.0
+    assert study_rivals.no_rate_for_all(rows, 100) is True  # 0.01 is best on a, 0.1 on b
+    assert study_rivals.no_rate_for_all(rows[rows.task == "b"], 100) is False
+    close = rows[rows.task == "b"].copy()
+    close.loc[(close.rate == 0.01) & (close.seed == 0), "train_loss"] = 0.9
+    assert study_rivals.no_rate_for_all(close, 100) is None  # 0.9 and 2 against 1 and 1
