@@ -58,18 +58,23 @@ def single(label: str, rule: Rule) -> Choice:
     return coordinatewise({label: {}}, lambda: rule)
 
 
-def kernels() -> Choice:
+def kernels(count: int = len(KERNELS)) -> Choice:
     """CAM with 32 features of several kinds (Fig. 12 middle and right, Fig. 13).
 
     The hyperbolic map is FAVOR+ with projections that come in pairs ±ω (Eq. 10), so that one program has them all.
+
+    Args:
+        count: so many of `KERNELS`, and the hyperbolic map.
     """
-    labels = ("FAVOR+", "FAVOR++, ρ = 0.5", "ReLU", "square")
+    labels = ("FAVOR+", "FAVOR++, ρ = 0.5", "ReLU", "square")[:count]
     cases = {label: {"kernel": i, "draw": 0} for i, label in enumerate(labels)}
     cases["hyperbolic"] = {"kernel": 0, "draw": 1}
 
     def rule(kernel: Int[Array, ""] | int, draw: Int[Array, ""] | int) -> Rule:
         chosen = one_draw_of((orthogonal_projections, paired_projections), draw)
-        return ordinary_rule(COORDINATE, cam(projections=32, feature_map=one_map_of(KERNELS, kernel), draw=chosen))
+        return ordinary_rule(
+            COORDINATE, cam(projections=32, feature_map=one_map_of(KERNELS[:count], kernel), draw=chosen)
+        )
 
     return coordinatewise(cases, rule)
 

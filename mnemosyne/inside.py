@@ -26,6 +26,8 @@ from mnemosyne.features import (
 from mnemosyne.memory import Memory, cam, queries_and_keys
 from mnemosyne.optimizer import drop_in, join
 from mnemosyne.ordinary import ordinary_rule
+from mnemosyne.tasks import sets
+from mnemosyne.tasks.data import Dataset
 from mnemosyne.types import State, Task, Theta
 
 
@@ -172,3 +174,47 @@ def estimator_variances(
             found = {"map": name, "seed": seed, "pair": np.arange(pairs), "s": s}
             rows.append(pd.DataFrame({**found, "measured": measured, "i.i.d.": formula}))
     return pd.concat(rows, ignore_index=True)
+
+
+def variances_along(
+    images: Dataset, networks: int, steps: int, seed: int, theta: Theta, config: Config, **measured
+) -> pd.DataFrame:
+    """`estimator_variances` of every encoder of a rule that trains an ablation's first held-out network.
+
+    Args:
+        images: that the network classifies.
+        networks: how many the ablation has, see `sets.ablation`.
+        steps: of training.
+        seed: of the network and its batches.
+        theta: weights of the paper's rule.
+        config: its sizes.
+        measured: further arguments of `estimator_variances`.
+    """
+    trace = follow(sets.ablation(images, networks)[1][0], theta, config, steps)(seed)
+    found = zip(theta["encoders"], trace.addresses, strict=True)
+    return pd.concat(
+        estimator_variances(encoder["memory"], address, **measured).assign(encoder=i)
+        for i, (encoder, address) in enumerate(found, start=1)
+    )
+
+
+def preferences_along(
+    images: Dataset, networks: int, steps: int, seeds: Sequence[int], theta: Theta, config: Config
+) -> pd.DataFrame:
+    """`preferences` of every encoder of a rule that trains an ablation's first held-out network from several seeds.
+
+    Args:
+        images, networks, steps, theta, config: as in `variances_along`.
+        seeds: of the network and its batches.
+
+    Returns:
+        Rows (seed, encoder, …).
+    """
+    traced = follow(sets.ablation(images, networks)[1][0], theta, config, steps)
+    rows = []
+    for seed in seeds:
+        trace = traced(seed)
+        for i, (encoder, address) in enumerate(zip(theta["encoders"], trace.addresses, strict=True), start=1):
+            weights = attention_weights(encoder["memory"], address, config.discount)
+            rows.append({"seed": seed, "encoder": i} | preferences(weights, trace.gradients, config.discount))
+    return pd.DataFrame(rows)

@@ -12,12 +12,16 @@ import pandas as pd
 from mnemosyne.bench import per_call
 from mnemosyne.choices import Choice
 from mnemosyne.coordinate import Rule
-from mnemosyne.evaluate import Contender, interval
+from mnemosyne.evaluate import Contender
 from mnemosyne.results import Run
 from mnemosyne.several import Several
 from mnemosyne.tasks import data, sets
 from mnemosyne.truncated import MetaConfig
 from mnemosyne.types import Task
+from mnemosyne.verdicts import Held, at_most, below, log_ratio, within
+
+LEVEL = 0.02
+"""Two losses are level if their ratio is within this of 1, its whole interval."""
 
 
 class Setting(NamedTuple):
@@ -28,11 +32,6 @@ class Setting(NamedTuple):
     config: MetaConfig
     seeds: tuple[int, ...]  # of meta-training
     steps: int  # on each held-out task
-
-    @property
-    def testable(self) -> bool:
-        """Whether rules learn for long enough that a difference between them could show."""
-        return self.config.iterations >= 100
 
 
 def setting(run: Run) -> Setting:
@@ -111,34 +110,50 @@ def summary(score: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found)
 
 
-def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
-    """Every variant's loss over a base's, meta-seed by meta-seed: the same optimizees and batches for both.
+def compared(score: pd.DataFrame, variant: str, base: str, column: str = "meta_loss") -> tuple[float, float]:
+    """log(a variant's loss / a base's), meta-seed by meta-seed: the same optimizees and batches for both.
 
     Args:
         score: of `scores`.
-        base: the variant to divide by.
+        variant: whose loss is divided.
+        base: whose loss it is divided by.
         column: `meta_loss` or `held_out_loss`.
 
     Returns:
-        Columns (ratio, low, high, found) by variant: the geometric mean with its 95% t-interval over meta-seeds, and
-        'below' if the interval is below 1, 'above' if above, 'level' otherwise. Runs that were lost are left out of
-        the mean and decide on their own: who loses more of them is 'above'.
+        Mean and half-width of the 95% t-interval over meta-seeds, for `verdicts`. Infinite if the variant lost a run
+        and the base none, −∞ the other way round, unknown if both did.
 
     Raises:
-        ValueError: a base that has no scores.
+        ValueError: a variant or a base that has no scores.
     """
-    table = np.log(score.pivot(index="meta_seed", columns="variant", values=column))
-    if base not in table:
-        raise ValueError(f"no scores of {base!r}; there are {', '.join(score.variant.unique())}")
+    table = score.pivot(index="meta_seed", columns="variant", values=column)
+    for name in (variant, base):
+        if name not in table:
+            raise ValueError(f"no scores of {name!r}; there are {', '.join(score.variant.unique())}")
+    if np.isfinite(table[variant]).all() and np.isinf(table[base]).any():
+        return -np.inf, np.nan
+    return log_ratio(table[variant], table[base])
+
+
+def level(estimate: tuple[float, float]) -> Held:
+    """Whether a ratio whose logarithm was estimated is within `LEVEL` of 1."""
+    return within(estimate, np.log(1 - LEVEL), np.log(1 + LEVEL))
+
+
+def against(score: pd.DataFrame, base: str, column: str) -> pd.DataFrame:
+    """Every variant's loss over a base's, as `compared` takes it.
+
+    Returns:
+        Columns (ratio, low, high, found) by variant: the geometric mean with its 95% t-interval over meta-seeds, and
+        'below' if the whole interval is below 1, 'above' if above, 'level' if it reaches across 1 and is within
+        `LEVEL` of it, 'open' otherwise.
+    """
     rows = []
     for variant in score.variant.unique():
-        kept = np.isfinite(table[[variant, base]]).all(axis=1)
-        mean, half = interval((table[variant] - table[base])[kept]) if kept.any() else (np.nan, np.nan)
-        more = int(np.isinf(table[variant]).sum() - np.isinf(table[base]).sum())
-        sign = np.sign(more) or (mean - half > 0) - (mean + half < 0.0)
-        low, middle, high = np.exp([mean - half, mean, mean + half])
-        found = {"variant": variant, "ratio": middle, "low": low, "high": high}
-        rows.append(found | {"found": {-1: "below", 0: "level", 1: "above"}[int(sign)]})
+        mean, half = estimate = compared(score, variant, base, column)
+        words = {"below": below(estimate, 0.0), "above": at_most(estimate, 0.0) is False, "level": level(estimate)}
+        found = {"variant": variant, "ratio": np.exp(mean), "low": np.exp(mean - half), "high": np.exp(mean + half)}
+        rows.append(found | {"found": next((word for word, held in words.items() if held), "open")})
     return pd.DataFrame(rows).set_index("variant")
 
 

@@ -1,6 +1,5 @@
 """Transformers trained on from where they were left: models, tasks, entrants, gaps (paper Fig. 4–9, 16, 17, Tab. 1)."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -174,7 +173,29 @@ def gaps(rows: pd.DataFrame, mark: int, column: str = "error", base: str = "Adam
     return pd.DataFrame(summary)
 
 
-def in_each(held: Sequence[bool]) -> str:
-    """Give the verdict on a statement about several cells: in all of them, in at least half, in fewer."""
-    share = sum(held) / len(held)
-    return "reproduced" if share == 1 else "partly" if share >= 0.5 else "not reproduced"
+def behind(
+    rows: pd.DataFrame, mark: int, ours: tuple[str, float], theirs: tuple[str, float], column: str = "error"
+) -> tuple[float, float]:
+    """Mean of (ours − theirs) over seeds, ± its 95% interval, for `verdicts`.
+
+    Args:
+        rows: of `evaluate.train`, of one task.
+        mark: the step.
+        ours: an optimizer and its rate.
+        theirs: likewise.
+        column: the smaller, the better.
+    """
+    at = rows[rows.step == mark].set_index(["optimizer", "rate", "seed"])[column].sort_index()
+    return interval(at[ours] - at[theirs])
+
+
+def behind_best(rows: pd.DataFrame, mark: int, column: str = "error", base: str = "Adam") -> pd.DataFrame:
+    """Compare every rate of an optimizer with its best one, seed by seed.
+
+    Returns:
+        Rows (rate, gap, half) of all rates but the one that is best at a mark in the mean.
+    """
+    best = best_rates(rows[rows.optimizer == base], mark, column).rate.iloc[0]
+    others = [rate for rate in rows[rows.optimizer == base].rate.unique() if rate != best]
+    found = [(rate, *behind(rows, mark, (base, rate), (base, best), column)) for rate in others]
+    return pd.DataFrame(found, columns=["rate", "gap", "half"])

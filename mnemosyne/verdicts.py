@@ -42,6 +42,11 @@ def below(estimate: tuple[float, float], limit: float) -> Held:
     return negated(at_most((-estimate[0], estimate[1]), -limit))
 
 
+def within(estimate: tuple[float, float], low: float, high: float) -> Held:
+    """Whether a quantity lies between two limits, both inclusive: as `at_most`."""
+    return every([at_most(estimate, high), negated(below(estimate, low))])
+
+
 def log_ratio(ours: Sequence[float], base: Sequence[float]) -> tuple[float, float]:
     """Mean and half-width of log(ours/base), paired: the i-th of both had the same seed.
 

@@ -59,9 +59,11 @@ def test_variants_are_compared_meta_seed_by_meta_seed():
     compare = lambda a, b: study_ablation.against(score, b, "meta_loss").found[a]
     assert compare("a", "b") == "below"  # though the seeds' ranges overlap
     assert compare("b", "a") == "above"
-    assert compare("a", "c") == compare("a", "a") == "level"
+    assert compare("a", "c") == "open"
+    assert compare("a", "a") == "level"
     assert compare("d", "b") == "above"  # ahead in two, lost in the third
     assert compare("b", "d") == "below"
+    assert compare("d", "d") == "open"
     with pytest.raises(ValueError, match="no scores of 'e'; there are a, b, c, d"):
         compare("a", "e")
     logs = np.log([1.2, 1.25, 4.9 / 4])
@@ -69,6 +71,17 @@ def test_variants_are_compared_meta_seed_by_meta_seed():
     row = study_ablation.against(score, "a", "meta_loss").loc["b"]
     assert study_ablation.told(row) == f"{row.ratio:.3f} [{row.low:.3f}, {row.high:.3f}] above"
     assert np.allclose(np.log([row.low, row.ratio, row.high]), logs.mean() + half * np.array([-1, 0, 1]), rtol=1e-4)
+
+
+def test_level_is_within_two_per_cent_by_the_whole_interval():
+    assert study_ablation.level((0.0, 0.019)) is True
+    assert study_ablation.level((0.0, 0.021)) is None
+    assert study_ablation.level((0.05, 0.02)) is False
+    assert study_ablation.level((-np.inf, np.nan)) is False
+    score = table(a=[1.0, 2.0, 4.0], near=[1.005, 2.0, 3.98], small=[0.991, 1.98, 3.96])
+    found = study_ablation.against(score, "a", "meta_loss").found
+    assert list(found) == ["level", "level", "below"]  # below 1 says more than level
+    assert study_ablation.level(study_ablation.compared(score, "small", "a")) is True
 
 
 def test_a_summary_is_the_median_with_lowest_and_highest():

@@ -7,7 +7,7 @@ from mnemosyne import study_finetune as study
 from mnemosyne import zoo
 from mnemosyne.regimes import EMBEDDING_AND_CLS, LAST_LAYER, LAST_TWO, regime
 from mnemosyne.scale import SCALES
-from mnemosyne.study_finetune import Backbone, in_each
+from mnemosyne.study_finetune import Backbone
 from mnemosyne.tasks.data import load
 
 
@@ -43,12 +43,13 @@ def test_gaps_are_taken_seed_by_seed_from_the_best_rate(rows):
     assert np.isnan(study.gaps(lost, 100).set_index("optimizer").gap["S4"])
 
 
-def test_a_verdict_counts_cells():
-    assert [in_each(h) for h in ([True, True], [True, False], [True, False, False])] == [
-        "reproduced",
-        "partly",
-        "not reproduced",
-    ]
+def test_any_two_rates_are_compared_seed_by_seed(rows):
+    gap, half = study.behind(rows, 100, ("Rule", 1.0), ("Adam", 0.1))
+    assert gap == pytest.approx(-0.07)
+    assert half == pytest.approx(12.706205 * np.std([0.08, -0.22], ddof=1) / 2**0.5)
+    others = study.behind_best(rows, 100)
+    assert list(others.rate) == [0.1]
+    assert others.gap[0] == pytest.approx(0.05)
 
 
 def test_the_stand_ins_differ_as_the_papers_vits_do():

@@ -3,7 +3,19 @@ import math
 import pytest
 
 from mnemosyne.evaluate import interval
-from mnemosyne.verdicts import VERDICTS, at_most, below, every, in_share, log_ratio, negated, share, some, verdict
+from mnemosyne.verdicts import (
+    VERDICTS,
+    at_most,
+    below,
+    every,
+    in_share,
+    log_ratio,
+    negated,
+    share,
+    some,
+    verdict,
+    within,
+)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +63,12 @@ def test_verdicts_of_whole_and_part():
     assert in_share([True, None, False, False]) == "inconclusive"
     assert in_share([None, False, False, False]) == "not reproduced"
     assert {in_share([True]), verdict(False), verdict(None)} < set(VERDICTS)
+
+
+def test_within_asks_for_both_limits():
+    found = [within(e, -1.0, 1.0) for e in ((0.0, 1.0), (0.5, 0.6), (1.5, 0.4), (-2.0, 0.5), (math.nan, math.nan))]
+    assert found == [True, None, False, False, None]
+    assert within((math.inf, math.nan), -1.0, 1.0) is within((-math.inf, math.nan), -1.0, 1.0) is False
 
 
 def test_ratios_are_paired_and_lost_runs_count():
