@@ -45,8 +45,8 @@ def published_figures(scale: str) -> Path:
 
 
 def published_rows() -> Path:
-    """Rows of the runs behind what is published, a file for each notebook, under git: `$MNEMOSYNE_ROWS`, or these."""
-    return Path(os.environ.get("MNEMOSYNE_ROWS") or root() / "data" / "rows")
+    """Rows of the runs behind what is published, for each scale an archive for each notebook, under git."""
+    return root() / "data" / "rows"
 
 
 def writable(folder: Path) -> None:

@@ -61,6 +61,6 @@ def checkout(tmp_path, monkeypatch):
     for name, source in CELLS.items():
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
     monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
-    for name in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_ROWS", "MNEMOSYNE_FORCE"):
+    for name in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_FORCE"):
         monkeypatch.delenv(name, raising=False)
     return tmp_path

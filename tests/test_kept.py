@@ -14,7 +14,6 @@ KEY, OTHER = "a" * 64, "b" * 64
 @pytest.fixture(autouse=True)
 def checkout(tmp_path, monkeypatch):
     monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
-    monkeypatch.delenv("MNEMOSYNE_ROWS", raising=False)
     return tmp_path
 
 
