@@ -18,10 +18,6 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
-def name_of(requirement):
-    return re.match(r"[A-Za-z0-9_-]+", requirement)[0].lower().replace("_", "-")
-
-
 def tracked():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
     return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
@@ -33,16 +29,6 @@ def test_conda_environment_installs_the_project_with_its_extras():
     extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
     assert set(extras) == {"notebooks", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
     assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
-
-
-def test_lock_pins_every_requirement_with_hashes_and_no_address():
-    lock = (ROOT / "requirements.lock").read_text()
-    pinned = {name_of(line) for line in lock.splitlines() if "==" in line}
-    extras = PROJECT["optional-dependencies"]
-    wanted = [*PROJECT["dependencies"], *extras["notebooks"], *extras["lab"], *extras["dev"]]
-    assert {name_of(r) for r in wanted} <= pinned
-    assert "http" not in lock.replace("httpcore", "").replace("httpx", "").replace("aiohttp", "")
-    assert len(re.findall("--hash=sha256:", lock)) > len(pinned)
 
 
 def test_there_are_notebooks_and_none_escapes():
