@@ -177,9 +177,16 @@ def estimator_variances(
 
 
 def variances_along(
-    images: Dataset, networks: int, steps: int, seed: int, theta: Theta, config: Config, **measured
+    images: Dataset,
+    networks: int,
+    steps: int,
+    seed: int,
+    theta: Theta,
+    config: Config,
+    encoders: Sequence[int],
+    **measured,
 ) -> pd.DataFrame:
-    """`estimator_variances` of every encoder of a rule that trains an ablation's first held-out network.
+    """`estimator_variances` of encoders of a rule that trains an ablation's first held-out network.
 
     Args:
         images: that the network classifies.
@@ -188,13 +195,13 @@ def variances_along(
         seed: of the network and its batches.
         theta: weights of the paper's rule.
         config: its sizes.
+        encoders: which, the first is 1.
         measured: further arguments of `estimator_variances`.
     """
     trace = follow(sets.ablation(images, networks)[1][0], theta, config, steps)(seed)
-    found = zip(theta["encoders"], trace.addresses, strict=True)
     return pd.concat(
-        estimator_variances(encoder["memory"], address, **measured).assign(encoder=i)
-        for i, (encoder, address) in enumerate(found, start=1)
+        estimator_variances(theta["encoders"][i - 1]["memory"], trace.addresses[i - 1], **measured).assign(encoder=i)
+        for i in encoders
     )
 
 

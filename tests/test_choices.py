@@ -93,3 +93,9 @@ def test_the_running_mean_is_adams():
         _, state = tx.update({"x": g}, state, params)
         wanted, reference = mean.update({"x": g}, reference)
     assert np.allclose(state[1], wanted["x"], rtol=1e-5)
+
+
+def test_fewer_kernels_leave_the_others_as_they_are():
+    assert list(choices.kernels(2).cases.items()) == [
+        case for case in choices.kernels().cases.items() if case[0] not in ("ReLU", "square")
+    ]

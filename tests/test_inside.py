@@ -8,6 +8,7 @@ from mnemosyne.coordinate import Config
 from mnemosyne.memory import cam
 from mnemosyne.optimizer import drop_in
 from mnemosyne.ordinary import ordinary_rule
+from mnemosyne.tasks.data import load
 from tests.helpers import run_memory, sequence
 from tests.test_truncated import quadratic
 
@@ -80,3 +81,20 @@ def test_variances_are_near_the_formula_and_hyperbolic_below_positive():
     assert np.allclose(mean["measured"]["hyperbolic"], mean["i.i.d."]["hyperbolic"], rtol=0.3)
     assert mean["i.i.d."]["hyperbolic"] > 0
     assert (rows.s >= 0).all()
+
+
+def test_studies_of_a_run_name_encoder_and_seed(monkeypatch):
+    """Rows are those of the encoder's own memory and addresses."""
+    theta = ordinary_rule(CONFIG).init(jax.random.key(0))
+    trace = inside.Trace(sequence(0, 6, 3), [sequence(1, 6, 3, 4), sequence(2, 6, 3, 4)])
+    monkeypatch.setattr(inside, "follow", lambda task, theta, config, steps: lambda seed: trace)
+    images = load("digits")
+    setting = {"pairs": 4, "m": 2, "seeds": [0], "draws": 50}
+    rows = inside.variances_along(images, 1, 6, 0, theta, CONFIG, (1, 2), **setting)
+    second = inside.estimator_variances(theta["encoders"][1]["memory"], trace.addresses[1], **setting)
+    assert rows[rows.encoder == 2].drop(columns="encoder").equals(second)
+    assert set(rows.encoder) == {1, 2}
+    found = inside.preferences_along(images, 1, 6, (3, 4), theta, CONFIG)
+    assert list(zip(found.seed, found.encoder, strict=True)) == [(3, 1), (3, 2), (4, 1), (4, 2)]
+    weights = inside.attention_weights(theta["encoders"][0]["memory"], trace.addresses[0], CONFIG.discount)
+    assert found["same sign"][0] == inside.preferences(weights, trace.gradients, CONFIG.discount)["same sign"]

@@ -37,7 +37,7 @@ def test_scales_divide():
         assert scale.meta_iterations % 10 == 0
         assert scale.ablation_iterations % Several.chunk == 0
         assert scale.ablation_steps % scale.every == 0
-        assert scale.ablation_seeds >= 3
+        assert scale.ablation_seeds >= (3 if scale.judges else 2)
         assert scale.fine_tune_steps % scale.every == study_finetune.ITERATIONS % scale.every == 0
         assert scale.standin[0] >= 3  # Fig. 5 trains the last two layers, Fig. 9 two thirds
 
