@@ -100,12 +100,22 @@ class Run:
         JAX traces it, with its constants; the data, settings and seeds; and JAX's version. Names of task and contender
         are no part of it.
         """
+        return self.trained(task, contender, steps).value
+
+    def trained(self, task: Task, contender: Contender, steps: int) -> Deferred:
+        """The same, trained or read when its value is asked for."""
         every, each = self.scale.every, contender.each
         setting = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes(each))
         traced = program(training(task, contender, steps, every), setting, np.int32(0), task.data)
         key = combined("train", traced, *map(value, (task.data, each, self.seeds)), jax.__version__)
-        rows = self.kept.get(key, lambda: train(task, contender, seeds=self.seeds, steps=steps, every=every))
-        return rows.assign(task=task.name, optimizer=contender.name)
+        compute = lambda: train(task, contender, seeds=self.seeds, steps=steps, every=every)
+        named = {"task": task.name, "optimizer": contender.name}
+        return Deferred(combined(key, *named.values()), None, lambda: self.kept.get(key, compute).assign(**named))
+
+    def summary(self, summarise: Callable[..., Any], parts: Sequence[Deferred], **options: Any) -> Any:
+        """`summarise(values of the parts, **options)`, kept by their keys: found again without the parts."""
+        key = combined("summary", code(summarise), value(options), *(p.key for p in parts))
+        return self.kept.get(key, lambda: summarise([p.value for p in parts], **options))
 
     def pretrain(self, task: Task, steps: int) -> tuple[Params, dict[str, float]]:
         """`standins.pretrain` with this run's seed, once: (parameters, metrics). The key is as that of `train`."""
@@ -114,29 +124,30 @@ class Run:
         like = jax.eval_shape(task.init, jax.random.key(0))
         return self.kept.arrays(key, like, lambda: pretrain(task, steps, self.seed))
 
-    def meta_train(self, trainer: Any) -> tuple[Deferred, list[dict]]:
-        """`metatrain.meta_train`, once: (θ, log).
+    def meta_train(self, trainer: Any) -> tuple[Deferred, Deferred]:
+        """`metatrain.meta_train`, once: (θ, log), each read or computed when its value is asked for.
 
         A second call reads what the first wrote, and a killed one goes on from its last checkpoint. The key is the
-        programs of the start and of an iteration as JAX traces them, the tasks' data, and JAX's version. θ is read, or
-        computed again where it is not kept, when its value is asked for.
+        programs of the start and of an iteration as JAX traces them, the tasks' data, and JAX's version.
         """
         data, like = tuple(t.data for t in trainer.tasks), jax.eval_shape(trainer.start)
         programs = program(trainer.start), program(trainer.iterate, like, data)
         key = combined("meta-train", *programs, value(data), value(trainer.config.iterations), jax.__version__)
         folder, of_theta = folders.cache() / "meta-training" / key[:24], combined("theta", key)
 
-        def compute() -> list[dict]:
+        def compute() -> tuple[Theta, list[dict]]:
             if self.kept.force:
                 shutil.rmtree(folder, ignore_errors=True)
             theta, log = meta_train(trainer, folder=folder)
             self.kept.arrays(of_theta, like.theta, lambda: (theta, {}))
             shutil.rmtree(folder)  # its checkpoint holds every optimizee's memories: a hundred times θ
-            return log
+            return theta, log
 
-        log = self.kept.get(key, compute)
-        again = lambda: (meta_train(trainer, folder=folder)[0], {})
-        return Deferred(of_theta, like.theta, lambda: self.kept.arrays(of_theta, like.theta, again)[0]), log
+        theta = lambda: self.kept.arrays(of_theta, like.theta, lambda: (meta_train(trainer, folder=folder)[0], {}))[0]
+        return (
+            Deferred(of_theta, like.theta, theta),
+            Deferred(key, None, lambda: self.kept.get(key, lambda: compute()[1])),
+        )
 
     def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""

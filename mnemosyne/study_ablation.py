@@ -55,12 +55,13 @@ def ablate(run: Run, choices: Sequence[Choice], common: Setting) -> tuple[pd.Dat
         Rows (variant, meta_seed, iteration, loss, imitation, failed, skipped) of meta-training, and rows (task,
         variant, meta_seed, seed, step, train_loss, validation_<metric> …) on held-out networks.
     """
-    parts = [_ablate(run, choice, common) for choice in choices]
+    parts = [trained(run, choice, common).value for choice in choices]
     curves, held_out = (pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True))
     return curves, held_out
 
 
-def _ablate(run: Run, choice: Choice, common: Setting) -> tuple[pd.DataFrame, pd.DataFrame]:
+def trained(run: Run, choice: Choice, common: Setting) -> Deferred:
+    """One choice of `ablate`, computed or read when its value is asked for."""
     variants = [(label, seed) for label in choice.cases for seed in common.seeds]
     numbers = tuple({"seed": seed, **choice.cases[label]} for label, seed in variants)
 
@@ -68,19 +69,30 @@ def _ablate(run: Run, choice: Choice, common: Setting) -> tuple[pd.DataFrame, pd
         return choice.run(common.tasks, replace(common.config, seed=seed), **rest)
 
     theta, log = run.meta_train(Several(one, numbers))
-    columns = {"variant": [v for v, _ in variants], "meta_seed": [s for _, s in variants]}
-    measured = ("loss", "imitation", "failed", "skipped")
-    curves = pd.concat(
-        pd.DataFrame({**columns, "iteration": row["iteration"], **{k: row[k] for k in measured}}) for row in log
-    )
     tables = {k: jnp.asarray([n[k] for n in numbers]) for k in numbers[0] if k != "seed"}
     make = lambda setting: choice.make(setting["theta"], **{k: setting[k] for k in tables})
     # All variants in one program: the "rate" is a variant's number.
     contender = Contender(" | ".join(choice.cases), make, tuple(range(len(variants))), {"theta": theta, **tables})
-    rows = pd.concat(run.train(task, contender, common.steps) for task in common.held_out)
-    for column, values in columns.items():
-        rows[column] = np.asarray(values)[rows.rate.to_numpy(int)]
-    return curves, rows.drop(columns=["optimizer", "rate"])
+    parts = [run.trained(task, contender, common.steps) for task in common.held_out]
+    columns = {"variant": [v for v, _ in variants], "meta_seed": [s for _, s in variants]}
+
+    def value() -> tuple[pd.DataFrame, pd.DataFrame]:
+        measured = ("loss", "imitation", "failed", "skipped")
+        curves = pd.concat(
+            pd.DataFrame({**columns, "iteration": row["iteration"], **{k: row[k] for k in measured}})
+            for row in log.value
+        )
+        rows = pd.concat(part.value for part in parts)
+        for column, values in columns.items():
+            rows[column] = np.asarray(values)[rows.rate.to_numpy(int)]
+        return curves, rows.drop(columns=["optimizer", "rate"])
+
+    return Deferred(combined(log.key, *(p.key for p in parts)), None, value)
+
+
+def scored(parts: Sequence[tuple[pd.DataFrame, pd.DataFrame]]) -> pd.DataFrame:
+    """`scores` of several choices; with `run.summary` they are found without their rows."""
+    return scores(*(pd.concat(frames, ignore_index=True) for frames in zip(*parts, strict=True)))
 
 
 def scores(curves: pd.DataFrame, held_out: pd.DataFrame) -> pd.DataFrame:

@@ -38,6 +38,11 @@ def standings(rows: pd.DataFrame, marks: Sequence[int], column: str = "train_los
     return pd.DataFrame(summary)
 
 
+def stood(parts: Sequence[pd.DataFrame], marks: Sequence[int]) -> pd.DataFrame:
+    """`standings` of several runs; with `run.summary` they are found without the runs' rows."""
+    return standings(pd.concat(parts), marks)
+
+
 def shown(standing: pd.DataFrame) -> pd.Series:
     """'loss ± half (rate)' for a table; the rate is left out of the learned, 'edge' is added where it is one."""
 

@@ -1,3 +1,4 @@
+import gzip
 import json
 import os
 import stat
@@ -10,7 +11,7 @@ import optax
 import pandas as pd
 import pytest
 
-from mnemosyne import folders, plotting, results, study_features, study_finetune
+from mnemosyne import folders, plotting, results, study_features, study_finetune, study_rivals
 from mnemosyne.coordinate import Config
 from mnemosyne.evaluate import Contender, train, untuned
 from mnemosyne.features import favor_plus_plus, positive
@@ -183,13 +184,15 @@ def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(check
 
     run = open_run("01_good")
     theta, log = run.meta_train(trainer(0.5))
+    assert not calls
     again, same = open_run("01_good").meta_train(trainer(0.5))
+    assert log.value == same.value
     assert len(calls) == 1
-    assert log == same
-    assert [row["iteration"] for row in log] == [20]
+    assert [row["iteration"] for row in log.value] == [20]
     assert theta.key == again.key
     assert all(map(np.array_equal, jax.tree.leaves(theta.value), jax.tree.leaves(again.value)))
-    other, _ = run.meta_train(trainer(1.0))  # the weights have the same shapes
+    other, its_log = run.meta_train(trainer(1.0))  # the weights have the same shapes
+    assert its_log.value != log.value
     assert len(calls) == 2
     assert other.key != theta.key
 
@@ -206,6 +209,23 @@ def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(check
     assert len(calls) == 2
     assert all(map(np.array_equal, jax.tree.leaves(kept.value), jax.tree.leaves(theta.value)))
     assert len(calls) == 3
+
+
+def test_a_summary_is_found_without_what_it_sums_up(trained, checkout):
+    run = open_run("01_good")
+    parts = [run.trained(bowl(), untuned("mine", optax.sgd(rate)), 40) for rate in (0.1, 0.2)]
+    assert not trained
+    first = run.summary(study_rivals.stood, parts[:1], marks=(20,))
+    assert len(trained) == 1
+    for path in (checkout / "data/cache/kept").iterdir():
+        if "train_loss" in gzip.decompress(path.read_bytes()).decode():
+            path.unlink()
+    again = [open_run("01_good").trained(bowl(), untuned("mine", optax.sgd(0.1)), 40)]
+    assert run.summary(study_rivals.stood, again, marks=(20,)).equals(first)
+    assert len(trained) == 1
+    assert not run.summary(study_rivals.stood, again, marks=(40,)).equals(first)
+    assert not run.summary(study_rivals.stood, parts[1:], marks=(20,)).equals(first)
+    assert len(trained) == 3
 
 
 def test_a_study_is_computed_once(checkout):

@@ -45,6 +45,8 @@ def test_cases_and_seeds_come_back_by_name_and_are_made_once(run, monkeypatch):
     assert np.allclose(again[1].train_loss, held_out.train_loss)
     score = study_ablation.scores(curves, held_out)
     assert len(score) == 4
+    parts = [study_ablation.trained(run, choice, common)]
+    assert np.allclose(run.summary(study_ablation.scored, parts).held_out_loss, score.held_out_loss)
     last = held_out[(held_out.step == 20) & (held_out.variant == "λ = 1") & (held_out.meta_seed == 1)].train_loss
     assert np.isclose(score.held_out_loss[3], np.exp(np.log(last).mean()))
 
