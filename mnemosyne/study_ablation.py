@@ -13,6 +13,7 @@ from mnemosyne.bench import per_call
 from mnemosyne.choices import Choice
 from mnemosyne.coordinate import Rule
 from mnemosyne.evaluate import Contender
+from mnemosyne.fingerprint import Deferred, combined
 from mnemosyne.results import Run
 from mnemosyne.several import Several
 from mnemosyne.tasks import data, sets
