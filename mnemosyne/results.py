@@ -33,7 +33,7 @@ from mnemosyne.metatrain import meta_train
 from mnemosyne.provenance import device, versions
 from mnemosyne.scale import Scale, scale_named
 from mnemosyne.tasks.standins import pretrain, pretraining
-from mnemosyne.types import Params, Task
+from mnemosyne.types import Params, Task, Theta
 from mnemosyne.verdicts import VERDICTS
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
