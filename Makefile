@@ -61,16 +61,20 @@ lock: dev
 	  $(ADDED) > requirements-$$extra.lock; \
 	done
 
-# What touches other packages, without the long runs. Left out: bytes and numbers of one jax version, and
-# sharded updates of the tensor-wise rule, which jax 0.7.2 computes otherwise.
-CHOSEN = tests/test_memory.py
+# Files that between them use every needed package, and the optax contract in its four that touch flax, optax and orbax.
+# Left out for their length: training, meta-training, studies. Left out because they fail with jax 0.7.2: tests in float64,
+# for want of jax.enable_x64 (coordinate, memories, recurrent, tensorwise, velo); sharded updates of the tensor-wise rule,
+# which differ there from those of one device.
+CHOSEN = $(patsubst %,tests/test_%.py,memory store_zoo tokens checkpoints tasks cli results) \
+  $(addprefix tests/test_optimizer.py::test_,state_survives_orbax tree_map_params_reaches_the_whole_state \
+  train_state_under_jit_with_donation_compiles_once inject_hyperparams_and_schedules)
 
 lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest
 lowest newest: dev
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-$@
 	$(BIN)/uv pip install --python $(VENV)-$@ --upgrade --resolution $(RESOLUTION) -e '.[notebooks,dev]'
-	$(VENV)-$@/bin/python -m pytest $(CHOSEN)
+	$(VENV)-$@/bin/python -m pytest -n 2 --dist loadfile $(CHOSEN)
 
 clean:
 	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest data/cache runs
