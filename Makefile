@@ -18,7 +18,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
 .PHONY: help env dev figures test lab publish bench lock lowest newest clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^$$/q; s/^# //p' Makefile
 
 env:
 	@$(INSTALL)
