@@ -11,7 +11,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array
 
-from mnemosyne.types import Task
+from mnemosyne.types import Data, Params, State, Task
 
 
 class Contender(NamedTuple):
@@ -29,7 +29,7 @@ def untuned(name: str, tx: optax.GradientTransformation, weights: str = "") -> C
 
 
 def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int, every: int) -> pd.DataFrame:
-    """Train a task from several initialisations with every rate of an optimizer, in one compiled program.
+    """Train a task from several initialisations with every rate of an optimizer.
 
     A seed fixes initialisation and batches, and is shared by all optimizers and rates.
 
@@ -51,42 +51,64 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
     if steps < 1 or steps % every:
         raise ValueError(f"steps = {steps} is no positive multiple of every = {every}")
 
-    def one(rate: Array, seed: Array, data) -> dict[str, Array]:
-        # What VeLO asks for and others do not: the loss and the number of steps planned.
-        tx = optax.with_extra_args_support(contender.make(rate))
-        init_key, batch_key = jax.random.split(jax.random.key(seed))
-        params = task.init(init_key)
+    runs = [jnp.asarray(x) for x in zip(*itertools.product(contender.rates, seeds), strict=True)]
+    # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
+    alone = jax.default_backend() == "cpu"
+    course = _course(
+        task,
+        contender,
+        steps,
+        every,
+        (lambda f, axes: jax.jit(f)) if alone else lambda f, axes: jax.jit(jax.vmap(f, axes)),
+    )
+    parts = [course(*(x[i] for x in runs)) for i in range(len(runs[0]))] if alone else [course(*runs)]
+    curves = {k: np.concatenate([part[k].reshape(-1) for part in parts]) for k in parts[0]}
+    index = pd.MultiIndex.from_product(
+        [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
+    )
+    rows = pd.DataFrame(curves, index=index).reset_index()
+    rows.insert(0, "optimizer", contender.name)
+    rows.insert(0, "task", task.name)
+    return rows
+
+
+def _course(task: Task, contender: Contender, steps: int, every: int, compiled: Callable) -> Callable:
+    """Make the function (rate, seed) → one run's curves, of programs that are compiled when it is first called.
+
+    Initialisation and measurement know nothing of the optimizer, so all contenders for a task share theirs.
+    """
+    # What VeLO asks for and others do not: the loss and the number of steps planned.
+    make = lambda rate: optax.with_extra_args_support(contender.make(rate))
+
+    def stretch(rate: Array, key: Array, start: Array, carry: tuple[Params, State], data: Data):
+        tx = make(rate)
 
         def step(carry, t):
             params, state = carry
-            batch = task.batch(data, jax.random.fold_in(batch_key, t))
+            batch = task.batch(data, jax.random.fold_in(key, t))
             loss, grads = jax.value_and_grad(task.loss)(params, batch)
             updates, state = tx.update(grads, state, params, value=loss, horizon=steps)
             return (optax.apply_updates(params, updates), state), loss.astype(jnp.float32)
 
-        def stretch(carry, start):
-            measured = task.metrics(carry[0], data)
-            train = lambda carry: jax.lax.scan(step, carry, start + jnp.arange(every))
-            # The last stretch is only measured. Compiled once, so that a large model is not compiled twice.
-            carry, losses = jax.lax.cond(start < steps, train, lambda carry: (carry, jnp.zeros(every)), carry)
-            return carry, (losses, measured)
+        return jax.lax.scan(step, carry, start + jnp.arange(every))
 
-        _, (losses, measured) = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(0, steps + 1, every))
-        train_loss = jnp.concatenate([losses[0, :1], losses[:-1].mean(axis=1)])
-        return {"train_loss": train_loss, **{f"validation_{k}": v for k, v in measured.items()}}
+    keys = compiled(lambda seed: tuple(jax.random.split(jax.random.key(seed))), 0)
+    init, measure = compiled(task.init, 0), compiled(task.metrics, (0, None))
+    begin, advance = compiled(lambda rate, p: make(rate).init(p), 0), compiled(stretch, (0, 0, None, 0, None))
 
-    runs = [jnp.asarray(x) for x in zip(*itertools.product(contender.rates, seeds), strict=True)]
-    # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
-    together = None if jax.default_backend() == "cpu" else len(runs[0])
-    program = jax.jit(lambda runs, data: jax.lax.map(lambda run: one(*run, data), runs, batch_size=together))
-    curves = program(runs, task.data)
-    index = pd.MultiIndex.from_product(
-        [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
-    )
-    rows = pd.DataFrame({k: np.asarray(v).ravel() for k, v in curves.items()}, index=index).reset_index()
-    rows.insert(0, "optimizer", contender.name)
-    rows.insert(0, "task", task.name)
-    return rows
+    def course(rate: Array, seed: Array) -> dict[str, np.ndarray]:
+        init_key, key = keys(seed)
+        params = init(init_key)
+        carry, losses, measured = (params, begin(rate, params)), [], [measure(params, task.data)]
+        for start in range(0, steps, every):
+            carry, loss = advance(rate, key, start, carry, task.data)
+            losses.append(np.asarray(loss))
+            measured.append(measure(carry[0], task.data))
+        train_loss = np.stack([losses[0][..., 0], *(loss.mean(axis=-1) for loss in losses)], axis=-1)
+        validation = {f"validation_{k}": np.stack([m[k] for m in measured], axis=-1) for k in measured[0]}
+        return {"train_loss": train_loss, **validation}
+
+    return course
 
 
 def best_rates(rows: pd.DataFrame, step: int, column: str = "train_loss") -> pd.DataFrame:
