@@ -12,7 +12,7 @@ import pandas as pd
 from jaxtyping import Array
 
 from mnemosyne.fingerprint import Deferred
-from mnemosyne.types import Data, Task
+from mnemosyne.types import Data, Params, Scalar, State, Task
 
 
 class Contender(NamedTuple):
@@ -35,7 +35,7 @@ def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
 
 
 def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int, every: int) -> pd.DataFrame:
-    """Train a task from several initialisations with every rate of an optimizer, in one compiled program.
+    """Train a task from several initialisations with every rate of an optimizer.
 
     A seed fixes initialisation and batches, and is shared by all optimizers and rates.
 
@@ -54,58 +54,84 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
     Raises:
         ValueError: if `steps` is no positive multiple of `every`.
     """
-    one = training(task, contender, steps, every)
-    each = jax.tree.map(lambda x: x.value if isinstance(x, Deferred) else x, contender.each)
-    which = [jnp.asarray(x) for x in zip(*itertools.product(range(len(contender.rates)), seeds), strict=True)]
+    stages = course(task, contender, steps, every)
+    known = jax.tree.map(lambda x: x.value if isinstance(x, Deferred) else x, contender.each)
+    each = jax.tree.map(jnp.asarray, known)
+    which, seed = (np.array(x) for x in zip(*itertools.product(range(len(contender.rates)), seeds), strict=True))
     # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
-    together = None if jax.default_backend() == "cpu" else len(which[0])
+    alone = jax.default_backend() == "cpu"
+    programs = stages.compiled((lambda f, axes: jax.jit(f)) if alone else lambda f, axes: jax.jit(jax.vmap(f, axes)))
 
-    def run(i: Array, seed: Array, each: Any, data: Data) -> dict[str, Array]:
-        return one(jax.tree.map(lambda x: x[i], each), seed, data)
+    def run(at: Any) -> dict[str, np.ndarray]:
+        setting = jax.tree.map(lambda x: x[which[at]], each)
+        return programs.run(setting, jnp.asarray(seed[at]), task.data, steps, every)
 
-    program = jax.jit(lambda each, data: jax.lax.map(lambda ran: run(*ran, each, data), which, batch_size=together))
-    curves = program(jax.tree.map(jnp.asarray, each), task.data)
+    parts = [run(i) for i in range(len(seed))] if alone else [run(np.arange(len(seed)))]
+    curves = {k: np.concatenate([part[k].reshape(-1) for part in parts]) for k in parts[0]}
     index = pd.MultiIndex.from_product(
         [contender.rates, seeds, range(0, steps + 1, every)], names=["rate", "seed", "step"]
     )
-    rows = pd.DataFrame({k: np.asarray(v).ravel() for k, v in curves.items()}, index=index).reset_index()
+    rows = pd.DataFrame(curves, index=index).reset_index()
     rows.insert(0, "optimizer", contender.name)
     rows.insert(0, "task", task.name)
     return rows
 
 
-def training(
-    task: Task, contender: Contender, steps: int, every: int
-) -> Callable[[Any, Array, Data], dict[str, Array]]:
-    """Make the program of one run of `train`: (setting, seed, data) → what is measured, [steps/every + 1] each."""
+class Course(NamedTuple):
+    """One run of `train` in stages, pure functions or programs of them.
+
+    Keys, initialisation and measurement know nothing of the optimizer: all contenders for a task share theirs.
+    """
+
+    keys: Callable[[Array], tuple[Array, Array]]  # seed → keys of the parameters and of the batches
+    init: Callable[[Array], Params]
+    begin: Callable[[Any, Params], State]  # (setting, parameters) → the optimizer's state
+    stretch: Callable[..., tuple]  # (setting, key, start, (parameters, state), data) → (those after, losses [every])
+    measure: Callable[[Params, Data], dict[str, Scalar]]
+
+    def compiled(self, compiler: Callable[[Callable, Any], Callable]) -> "Course":
+        """Each stage through a compiler, which is told the axes along which runs may lie side by side."""
+        axes = Course(0, 0, (0, 0), (0, 0, None, 0, None), (0, None))
+        return Course(*map(compiler, self, axes))
+
+    def run(self, setting: Any, seed: Array, data: Data, steps: int, every: int) -> dict[str, np.ndarray]:
+        """The curves of a run, or of several side by side, [… steps/every + 1] each."""
+        init_key, key = self.keys(seed)
+        params = self.init(init_key)
+        carry, losses, measured = (params, self.begin(setting, params)), [], [self.measure(params, data)]
+        for start in range(0, steps, every):
+            carry, loss = self.stretch(setting, key, start, carry, data)
+            losses.append(np.asarray(loss))
+            measured.append(self.measure(carry[0], data))
+        train_loss = np.stack([losses[0][..., 0], *(loss.mean(axis=-1) for loss in losses)], axis=-1)
+        validation = {f"validation_{k}": np.stack([m[k] for m in measured], axis=-1) for k in measured[0]}
+        return {"train_loss": train_loss, **validation}
+
+
+def course(task: Task, contender: Contender, steps: int, every: int) -> Course:
+    """Make the stages of training a task with a contender; a ValueError if `every` does not divide `steps`."""
     if steps < 1 or steps % every:
         raise ValueError(f"steps = {steps} is no positive multiple of every = {every}")
+    # What VeLO asks for and others do not: the loss and the number of steps planned.
+    make = lambda setting: optax.with_extra_args_support(contender.make(setting))
 
-    def one(setting: Any, seed: Array, data: Data) -> dict[str, Array]:
-        # What VeLO asks for and others do not: the loss and the number of steps planned.
-        tx = optax.with_extra_args_support(contender.make(setting))
-        init_key, batch_key = jax.random.split(jax.random.key(seed))
-        params = task.init(init_key)
+    def stretch(setting: Any, key: Array, start: Array, carry: tuple[Params, State], data: Data):
+        tx = make(setting)
 
         def step(carry, t):
             params, state = carry
-            batch = task.batch(data, jax.random.fold_in(batch_key, t))
+            batch = task.batch(data, jax.random.fold_in(key, t))
             loss, grads = jax.value_and_grad(task.loss)(params, batch)
             updates, state = tx.update(grads, state, params, value=loss, horizon=steps)
             return (optax.apply_updates(params, updates), state), loss.astype(jnp.float32)
 
-        def stretch(carry, start):
-            measured = task.metrics(carry[0], data)
-            train = lambda carry: jax.lax.scan(step, carry, start + jnp.arange(every))
-            # The last stretch is only measured. Compiled once, so that a large model is not compiled twice.
-            carry, losses = jax.lax.cond(start < steps, train, lambda carry: (carry, jnp.zeros(every)), carry)
-            return carry, (losses, measured)
+        return jax.lax.scan(step, carry, start + jnp.arange(every))
 
-        _, (losses, measured) = jax.lax.scan(stretch, (params, tx.init(params)), jnp.arange(0, steps + 1, every))
-        train_loss = jnp.concatenate([losses[0, :1], losses[:-1].mean(axis=1)])
-        return {"train_loss": train_loss, **{f"validation_{k}": v for k, v in measured.items()}}
+    return Course(_keys, task.init, lambda setting, params: make(setting).init(params), stretch, task.metrics)
 
-    return one
+
+def _keys(seed: Array) -> tuple[Array, Array]:
+    return tuple(jax.random.split(jax.random.key(seed)))
 
 
 def best_rates(rows: pd.DataFrame, step: int, column: str = "train_loss") -> pd.DataFrame:

@@ -12,18 +12,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Float, Int
 
-from mnemosyne.batches import join, scale_by_batches, split
+from mnemosyne.batches import Tensors, in_batches, scale_by_batches
 from mnemosyne.coordinate import COORDINATE, Config, Rule, coordinate_rule
 from mnemosyne.types import Params, State, Theta
 
 RMS_DECAY = 0.999
 """Decay of each tensor's running gradient size: long enough that the rule sees gradients shrink."""
-
-SMALL = 4096
-"""Tensors below so many elements go through a coordinate-wise rule together."""
 
 
 class ZeroNonfiniteState(NamedTuple):
@@ -45,21 +43,31 @@ def zero_nonfinite() -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        finite = [jnp.all(jnp.isfinite(g)) for g in jax.tree.leaves(updates)]
-        bad = ~jnp.all(jnp.array(finite)) if finite else False
-        cleaned = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), updates)
-        return cleaned, ZeroNonfiniteState(steps=state.steps + jnp.asarray(bad, jnp.int32))
+        none = jax.tree.map(lambda _: jnp.zeros((), bool), updates)
+        (cleaned,), (bad,) = in_batches(clean, [updates], [none])
+        bad = jnp.array(jax.tree.leaves(bad), bool)
+        return cleaned, ZeroNonfiniteState(steps=state.steps + jnp.any(bad).astype(jnp.int32))
+
+    def clean(tensors, elements, none):
+        (g,), (none,) = elements, none
+        finite = jnp.isfinite(g)
+        return [jnp.where(finite, g, jnp.zeros_like(g))], [none | ~jnp.all(finite)]
 
     return optax.GradientTransformation(init, update)
 
 
-def root_mean_square(g: Array) -> Array:
-    """√(mean g²), without overflow or underflow of the squares; 0 for an empty array."""
-    largest = jnp.max(jnp.abs(g), initial=0.0)
+def root_mean_squares(tensors: Tensors, g: Array) -> Float[Array, "n"]:
+    """√(mean g²) of each tensor, without overflow or underflow of the squares; 0 for an empty one."""
+    largest = tensors.largest(jnp.abs(g))
     # The reciprocal of a very large number would be flushed to zero.
     shrink = jnp.where(largest > 1.0, 2.0**-10, 1.0)
-    unit = shrink * g / jnp.where(largest > 0, shrink * largest, 1.0)
-    return largest * jnp.sqrt(jnp.sum(unit * unit) / max(g.size, 1))
+    unit = tensors.spread(shrink) * g / tensors.spread(jnp.where(largest > 0, shrink * largest, 1.0))
+    return largest * jnp.sqrt(tensors.total(unit * unit) / np.maximum(tensors.sizes, 1))
+
+
+def root_mean_square(g: Array) -> Float[Array, ""]:
+    """That of a single tensor."""
+    return root_mean_squares(Tensors([g.shape]), g)[0]
 
 
 class ScaleByTensorRmsState(NamedTuple):
@@ -100,15 +108,16 @@ def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.G
     def update(updates, state, params=None):
         del params
         count = optax.safe_increment(state.count)
-        updates = jax.tree.map(lambda g: g.astype(jnp.float32), updates)
-        size = jax.tree.map(lambda s, g: decay * s + (1.0 - decay) * root_mean_square(g), state.size, updates)
         unbias = 1.0 - decay ** count.astype(jnp.float32)
 
-        def scale(g, s):
-            typical = s / unbias
-            return jnp.clip(g / jnp.where(typical > 0, typical, 1.0), -limit, limit)
+        def scale(tensors, elements, sizes):
+            g, size = elements[0].astype(jnp.float32), sizes[0]
+            size = decay * size + (1.0 - decay) * root_mean_squares(tensors, g)
+            typical = tensors.spread(jnp.where(size > 0, size / unbias, 1.0))
+            return [jnp.clip(g / typical, -limit, limit)], [size]
 
-        return jax.tree.map(scale, updates, size), ScaleByTensorRmsState(count, size)
+        (updates,), (size,) = in_batches(scale, [updates], [state.size])
+        return updates, ScaleByTensorRmsState(count, size)
 
     return optax.GradientTransformation(init, update)
 
@@ -123,7 +132,19 @@ def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
     """
     own = optax.scale_by_rms(decay, eps=1e-6, bias_correction=True)
     in_float32 = lambda params: jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
-    own_in_float32 = optax.GradientTransformation(lambda params: own.init(in_float32(params)), own.update)
+
+    def update(updates, state, params=None):
+        del params
+
+        def scale(tensors, elements, count):
+            del tensors
+            (g,), after = own.update([elements[0]], state._replace(nu=[elements[1]]))
+            return [g, *after.nu], count
+
+        (updates, nu), _ = in_batches(scale, [updates, state.nu])
+        return updates, state._replace(count=optax.safe_increment(state.count), nu=nu)
+
+    own_in_float32 = optax.GradientTransformation(lambda params: own.init(in_float32(params)), update)
     return optax.chain(scale_by_tensor_rms(decay), own_in_float32)
 
 
@@ -138,12 +159,7 @@ def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
         A transformation. Updates are float32 and are to be *added* to parameters.
     """
 
-    def step(memory: State, gradients: list[Array]) -> tuple[State, list[Array]]:
-        shapes = [g.shape for g in gradients]
-        memory, steps = rule.step(theta, memory, join(gradients, shapes))
-        return memory, split(steps, shapes)
-
-    return scale_by_batches(rule.state, lambda shape: shape, step, SMALL)
+    return scale_by_batches(rule.state, None, lambda tensors, memory, g: rule.step(theta, memory, g))
 
 
 def mnemosyne(

@@ -12,6 +12,7 @@ the sum of past agreements beyond a target, an integral controller: with a range
 feature at one time could tell (a hypergradient, Baydin et al. 2018, in units of angles).
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import jax
@@ -20,7 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from mnemosyne.optimizer import root_mean_square, zero_nonfinite
+from mnemosyne.batches import Tensors, cut, in_batches
+from mnemosyne.optimizer import root_mean_squares, zero_nonfinite
 from mnemosyne.types import Learned, Params, State, Theta
 
 FEATURES = (
@@ -65,19 +67,20 @@ def features(
     size: Float[Array, "3"],
     course: Float[Array, ""],
     start: Float[Array, ""],
-    like: Array,
+    vector: Float[Array, ""],
+    extent: Float[Array, ""],
 ) -> Float[Array, "k"]:
-    """f_t of one tensor, each of order one; see `FEATURES`."""
+    """f_t of one tensor of `extent` elements, each of order one; see `FEATURES`."""
     short, long = size[0] / (1.0 - 0.9**t), size[1] / (1.0 - 0.99**t)
     ratio = lambda a, b: jnp.log(jnp.maximum(a, 1e-37) / jnp.maximum(b, 1e-37))
     seen = [
         jnp.log1p(t) / 4.0 - 1.0,
         jnp.log(jnp.maximum(start, 1e-8)) / 3.0 + 0.7,
-        jnp.float32(like.ndim < 2),
+        vector,
         *jnp.tanh(5.0 * agreement),
         jnp.clip(ratio(long, size[2]), -4.0, 0.0) / 2.0,
         jnp.clip(ratio(short, long), -3.0, 3.0),
-        jnp.log(jnp.float32(max(like.size, 1))) / 5.0 - 1.4,
+        jnp.log(extent) / 5.0 - 1.4,
         course,
     ]
     return jnp.stack(seen)
@@ -92,29 +95,34 @@ def starts(params: Params) -> Params:
     leaves, tree = jax.tree.flatten(params)
     if not leaves:
         return params
-    own = jnp.stack([root_mean_square(jnp.asarray(p, jnp.float32)) for p in leaves])
+    sizes_of = lambda tensors, elements, _: ([], [root_mean_squares(tensors, elements[0].astype(jnp.float32))])
+    zeros = [jnp.zeros((), jnp.float32)] * len(leaves)
+    own = jnp.stack(in_batches(sizes_of, [leaves], [zeros])[1][0])
     matrix = np.array([jnp.ndim(p) > 1 for p in leaves])
     known = (own > 0) & (matrix if matrix.any() else True)
     sizes = jnp.where(known, jnp.array([jnp.size(p) for p in leaves], jnp.float32), 0.0)
     largest = jnp.maximum(jnp.max(jnp.where(known, own, 0.0)), 1e-30)
     others = largest * jnp.sqrt(jnp.sum(sizes * (own / largest) ** 2) / jnp.maximum(jnp.sum(sizes), 1.0))
     scales = jnp.where(known, own, jnp.where(jnp.any(known), others, 0.1))
-    return tree.unflatten(list(scales))
+    return tree.unflatten(cut(scales, [()] * len(leaves)))
 
 
 def watch(
-    t: Float[Array, ""], g: Array, step: Array, agreement: Float[Array, "2"], size: Float[Array, "3"]
-) -> tuple[Array, Array]:
-    """Update one tensor's running numbers with a gradient: (agreement, size)."""
-    g = g.astype(jnp.float32)
-    rms = root_mean_square(g)
-    unit = g / jnp.where(rms > 0, rms, 1.0)
-    length = root_mean_square(step) * max(g.size, 1)
-    cosine = -jnp.sum(unit * step) / jnp.where(length > 0, length, 1.0)
+    t: Float[Array, ""], rms: Float[Array, ""], cosine: Float[Array, ""], agreement: Array, size: Array
+) -> tuple[Float[Array, "2"], Float[Array, "3"]]:
+    """Update one tensor's running numbers with its gradient's size and cosine: (agreement, size)."""
     keep = jnp.array([0.9, 0.98])
     agreement = keep * agreement + (1.0 - keep) * cosine
     short, long = 0.9 * size[0] + 0.1 * rms, 0.99 * size[1] + 0.01 * rms
     return agreement, jnp.stack([short, long, jnp.maximum(size[2], long / (1.0 - 0.99**t))])
+
+
+def sizes_and_cosines(tensors: Tensors, g: Array, step: Array) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
+    """Each tensor's √(mean g²), and the cosine of g and minus its last step."""
+    rms = root_mean_squares(tensors, g)
+    unit = g / tensors.spread(jnp.where(rms > 0, rms, 1.0))
+    length = root_mean_squares(tensors, step) * np.maximum(tensors.sizes, 1)
+    return rms, -tensors.total(unit * step) / jnp.where(length > 0, length, 1.0)
 
 
 def at_pace(
@@ -138,24 +146,31 @@ def at_pace(
         step = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), step_dtype), params)
         return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), starts(params))
 
-    def advance(t, g, direction, step, agreement, size, course, start):
-        """One tensor: (its update, its numbers)."""
-        agreement, size = watch(t, g, step.astype(jnp.float32), agreement, size)
+    def law(t, rms, cosine, agreement, size, course, start, vector, extent):
+        """One tensor: (its pace, its numbers)."""
+        agreement, size = watch(t, rms, cosine, agreement, size)
         excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
         course = jnp.clip(course + _GAIN * excess, *_RANGE)
-        log_pace = features(t, agreement, size, course, start, g) @ theta["w"] + theta["b"]
-        step = jnp.exp(jnp.clip(log_pace, *_RANGE)) * direction.astype(jnp.float32)
-        return step, agreement, size, course, start
+        log_pace = features(t, agreement, size, course, start, vector, extent) @ theta["w"] + theta["b"]
+        return jnp.exp(jnp.clip(log_pace, *_RANGE)), agreement, size, course
 
     def update(updates, state, params=None, **extra):
         steps, inner = direction.update(updates, state.direction, params, **extra)
         count = optax.safe_increment(state.count)
-        gradients, tree = jax.tree.flatten(updates)
-        fields = [tree.flatten_up_to(f) for f in (steps, *state[2:])]
-        advanced = [advance(count.astype(jnp.float32), *tensor) for tensor in zip(gradients, *fields, strict=True)]
-        moved, *after = (tree.unflatten([tensor[i] for tensor in advanced]) for i in range(5))
-        kept = jax.tree.map(lambda u: u.astype(step_dtype), moved)
-        return jax.tree.map(lambda u, d: u.astype(d.dtype), moved, steps), PaceState(inner, count, kept, *after)
+
+        def advance(tensors, elements, numbers):
+            way, g, step = (x.astype(jnp.float32) for x in elements)
+            seen = sizes_and_cosines(tensors, g, step)
+            vector = np.array([len(shape) < 2 for shape in tensors.shapes], np.float32)
+            extent = np.maximum(tensors.sizes, 1).astype(np.float32)
+            laws = jax.vmap(partial(law, count.astype(jnp.float32)))
+            pace, *numbers = laws(*seen, *numbers, vector, extent)
+            step = tensors.spread(pace) * way
+            return [step.astype(elements[0].dtype), elements[1], step.astype(step_dtype)], numbers
+
+        numbers = [state.agreement, state.size, state.course, state.start]
+        (moved, _, kept), after = in_batches(advance, [steps, updates, state.step], numbers)
+        return moved, PaceState(inner, count, kept, *after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 
 from mnemosyne import folders, zoo
-from mnemosyne.evaluate import Contender, train, training
+from mnemosyne.evaluate import Contender, course, train
 from mnemosyne.fingerprint import Deferred, code, combined, program, shapes, value
 from mnemosyne.kept import Kept
 from mnemosyne.metatrain import meta_train
@@ -96,8 +96,8 @@ class Run:
     def train(self, task: Task, contender: Contender, steps: int) -> pd.DataFrame:
         """`evaluate.train` at this scale and with this run's seeds, once.
 
-        A second call reads what the first wrote, so a killed run goes on from there. The key is the program of a run as
-        JAX traces it, with its constants; the data, settings and seeds; and JAX's version. Names of task and contender
+        A second call reads what the first wrote, so a killed run goes on from there. The key is a run's programs as JAX
+        traces them, with their constants; the data, settings and seeds; and JAX's version. Names of task and contender
         are no part of it.
         """
         return self.trained(task, contender, steps).value
@@ -106,8 +106,12 @@ class Run:
         """The same, trained or read when its value is asked for."""
         every, each = self.scale.every, contender.each
         setting = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes(each))
-        traced = program(training(task, contender, steps, every), setting, np.int32(0), task.data)
-        key = combined("train", traced, *map(value, (task.data, each, self.seeds)), jax.__version__)
+        stages, rng = course(task, contender, steps, every), jax.random.key(0)
+        params = jax.eval_shape(stages.init, rng)
+        carry = params, jax.eval_shape(stages.begin, setting, params)
+        given = (0,), (rng,), (setting, params), (setting, rng, 0, carry, task.data), (params, task.data)
+        traced = [program(stage, *args) for stage, args in zip(stages, given, strict=True)]
+        key = combined("train", *traced, *map(value, (steps, task.data, each, self.seeds)), jax.__version__)
         compute = lambda: train(task, contender, seeds=self.seeds, steps=steps, every=every)
         named = {"task": task.name, "optimizer": contender.name}
         return Deferred(combined(key, *named.values()), None, lambda: self.kept.get(key, compute).assign(**named))

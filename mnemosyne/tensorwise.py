@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from mnemosyne.batches import scale_by_batches
+from mnemosyne.batches import Tensors, join, scale_by_batches, split
 from mnemosyne.coordinate import COORDINATE, Config, layer_norm
 from mnemosyne.memory import Memory, cam, linear, linear_init
 from mnemosyne.optimizer import check_tree, checked
@@ -87,15 +87,15 @@ def tensorwise(
     def extent(shape: tuple) -> tuple:
         return (metatokens(math.prod(shape), length, levels),)
 
-    def step(theta: Theta, state: State, gradients: list[Array]) -> tuple[State, list[Array]]:
+    def step(theta: Theta, tensors: Tensors, state: State, g: Array) -> tuple[State, Array]:
         see = lambda g: represent(g, config.magnitude)
-        flat = [g.reshape(-1) for g in gradients]
+        flat = [x.reshape(-1) for x in split(g, tensors.shapes)]
         tokens = pool_hierarchically(theta["levels"], flat, length, lambda g: linear(theta["embed"], see(g)))
         counts = [len(x) for x in tokens]
         state, x = remember(memory, theta["encoders"], state, jnp.concatenate(tokens))
         codes = pool(theta["spatial"], jnp.split(x, np.cumsum(counts)[:-1]), max(1, *counts))
         moved = in_chunks(lambda g, e: move(theta, see(g), e, config.output_scale), flat, codes, length)
-        return state, [u.reshape(g.shape) for u, g in zip(moved, gradients, strict=True)]
+        return state, join([u.reshape(s) for u, s in zip(moved, tensors.shapes, strict=True)], tensors.shapes)
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
         kernel = scale_by_batches(state, extent, partial(step, theta), together=math.inf)

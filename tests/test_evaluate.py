@@ -47,14 +47,22 @@ def test_steps_must_be_whole_stretches():
 
 def test_an_accelerator_takes_all_runs_at_once(monkeypatch):
     train_bowl = lambda: train(bowl(), ADAM, seeds=(0, 1), steps=4, every=2)
-    sizes, real = [], jax.lax.map
-    monkeypatch.setattr(
-        jax.lax, "map", lambda *a, batch_size: sizes.append(batch_size) or real(*a, batch_size=batch_size)
-    )
+    mapped, real = [], jax.vmap
+    monkeypatch.setattr(jax, "vmap", lambda f, *axes: mapped.append(f) or real(f, *axes))
     one_by_one = train_bowl()
+    assert not mapped
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     pd.testing.assert_frame_equal(train_bowl(), one_by_one, rtol=1e-5)
-    assert sizes == [None, 2 * len(ADAM.rates)]
+    assert mapped
+
+
+def test_what_depends_on_the_task_alone_is_traced_once_for_all_optimizers():
+    task, traced = bowl(), []
+    counted = lambda name: lambda *args: traced.append(name) or getattr(task, name)(*args)
+    counting = task._replace(init=counted("init"), metrics=counted("metrics"))
+    for contender in (ADAM, RMSPROP, untuned("x", optax.sgd(0.1))):
+        train(counting, contender, seeds=(0, 1), steps=4, every=2)
+    assert traced == ["init", "metrics"]
 
 
 @pytest.mark.parametrize("contender", [ADAM, RMSPROP, SGD], ids=lambda c: c.name)

@@ -5,9 +5,10 @@ import optax
 import pytest
 
 from mnemosyne.architectures import Coordinatewise
+from mnemosyne.batches import Tensors
 from mnemosyne.coordinate import Config, coordinate_rule
 from mnemosyne.optimizer import drop_in, root_mean_square, scale_by_tensor_rms
-from mnemosyne.pace import FEATURES, at_pace, features, pace_init, paced, starts, watch
+from mnemosyne.pace import FEATURES, at_pace, features, pace_init, paced, sizes_and_cosines, starts, watch
 
 NOTHING = {"w": jnp.zeros(len(FEATURES)), "b": jnp.zeros(()), "target": jnp.zeros(())}
 PARAMS = {"w": jnp.full((4, 3), 0.5), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}
@@ -31,9 +32,9 @@ def test_a_law_of_zeros_changes_nothing():
 
 
 def test_each_weight_multiplies_by_its_feature():
-    t, like = jnp.float32(9.0), jnp.zeros((5, 4))
+    t, extent = jnp.float32(9.0), jnp.float32(20.0)
     agreement, size, start = jnp.array([0.2, 0.1]), jnp.array([0.3, 0.05, 0.9]), jnp.float32(0.1)
-    f = np.asarray(features(t, agreement, size, jnp.float32(0.4), start, like))
+    f = np.asarray(features(t, agreement, size, jnp.float32(0.4), start, jnp.float32(0.0), extent))
     short, long = 0.3 / (1 - 0.9**9), 0.05 / (1 - 0.99**9)
     wanted = {
         "time": np.log(10) / 4 - 1,
@@ -58,7 +59,8 @@ def test_agreement_is_the_running_cosine_with_the_last_step():
     g = jnp.array([3.0, 4.0])
     zero = jnp.zeros(2), jnp.zeros(3)
     for step, cosine in ((-g, 1.0), (2 * g, -1.0), (jnp.array([4.0, -3.0]), 0.0), (jnp.zeros(2), 0.0)):
-        agreement, _ = watch(jnp.float32(1.0), g, step, *zero)
+        (rms,), (seen,) = sizes_and_cosines(Tensors([g.shape]), g, step)
+        agreement, _ = watch(jnp.float32(1.0), rms, seen, *zero)
         assert np.allclose(agreement, [0.1 * cosine, 0.02 * cosine], atol=1e-6)
 
 
@@ -66,7 +68,7 @@ def test_running_sizes_and_their_maximum():
     agreement, size = jnp.zeros(2), jnp.zeros(3)
     seen = []
     for t, scale in enumerate((1.0, 5.0, 2.0), start=1):
-        agreement, size = watch(jnp.float32(t), scale * jnp.ones(4), jnp.zeros(4), agreement, size)
+        agreement, size = watch(jnp.float32(t), jnp.float32(scale), jnp.float32(0.0), agreement, size)
         seen.append(float(size[1]) / (1 - 0.99**t))
     assert np.isclose(size[0], 0.1 * (1.0 * 0.81 + 5.0 * 0.9 + 2.0), rtol=1e-5)
     assert np.isclose(size[2], max(seen), rtol=1e-4)

@@ -14,7 +14,6 @@ import pytest
 from mnemosyne import folders, plotting, results, study_features, study_finetune, study_rivals
 from mnemosyne.coordinate import Config
 from mnemosyne.evaluate import Contender, train, untuned
-from mnemosyne.features import favor_plus_plus, positive
 from mnemosyne.fingerprint import Deferred
 from mnemosyne.memory import cam
 from mnemosyne.metatrain import meta_train
@@ -229,14 +228,14 @@ def test_a_summary_is_found_without_what_it_sums_up(trained, checkout):
 
 
 def test_a_study_is_computed_once(checkout):
-    run, maps = open_run("01_good"), {"FAVOR+": positive}
-    args = (0.25, 1.0), 4, 8, (0,), 100
-    first = run.keep(study_features.unbiasedness, maps, *args)
+    run = open_run("01_good")
+    rest = 4, 8, (0,), 100
+    first = run.keep(study_features.unbiasedness, 0.4, (0.25, 1.0), *rest)
     assert len(run.kept.used) == 1
-    assert run.keep(study_features.unbiasedness, maps, *args).equals(first)
+    assert run.keep(study_features.unbiasedness, 0.4, (0.25, 1.0), *rest).equals(first)
     assert len(run.kept.used) == 1
-    run.keep(study_features.unbiasedness, maps, (0.25, 2.0), *args[1:])
-    run.keep(study_features.unbiasedness, {"FAVOR+": favor_plus_plus(0.3)}, *args)
+    run.keep(study_features.unbiasedness, 0.4, (0.25, 2.0), *rest)
+    run.keep(study_features.unbiasedness, 0.3, (0.25, 1.0), *rest)
     assert len(run.kept.used) == 3
 
 
