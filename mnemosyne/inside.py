@@ -14,6 +14,7 @@ import pandas as pd
 from jaxtyping import Array, Float
 
 from mnemosyne import theory, trials
+from mnemosyne.batches import join
 from mnemosyne.coordinate import Config
 from mnemosyne.features import (
     FeatureMap,
@@ -24,7 +25,7 @@ from mnemosyne.features import (
     positive,
 )
 from mnemosyne.memory import Memory, cam, queries_and_keys
-from mnemosyne.optimizer import drop_in, join
+from mnemosyne.optimizer import drop_in
 from mnemosyne.ordinary import ordinary_rule
 from mnemosyne.tasks import sets
 from mnemosyne.tasks.data import Dataset

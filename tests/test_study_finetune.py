@@ -5,7 +5,8 @@ import pytest
 
 from mnemosyne import study_finetune as study
 from mnemosyne import zoo
-from mnemosyne.regimes import EMBEDDING_AND_CLS, LAST_LAYER, LAST_TWO, regime
+from mnemosyne.fingerprint import program
+from mnemosyne.regimes import EMBEDDING_AND_CLS, LAST_TWO, regime
 from mnemosyne.scale import SCALES
 from mnemosyne.study_finetune import Backbone
 from mnemosyne.tasks.data import load
@@ -81,6 +82,15 @@ def test_entrants_have_the_labels_of_their_weights():
 
 
 def test_entrants_differ_by_weights_and_rate():
-    one, other = study.entrant("light", LAST_TWO), study.entrant("light", LAST_TWO, rate=1e-4)
-    assert one.weights != other.weights
-    assert study.hybrid_entrant().weights not in (one.weights, study.entrant("coordinate", LAST_LAYER).weights)
+    params = {"embedding": {"kernel": np.zeros((3, 2), np.float32)}, "cls": np.zeros(3, np.float32)}
+    params["head"] = {"kernel": np.zeros((3, 2), np.float32)}
+
+    def traced(entrant):
+        tx = entrant.make(1.0)
+        return program(lambda grads: tx.update(grads, tx.init(params), params), params)
+
+    labels = EMBEDDING_AND_CLS
+    ours = [study.entrant("light", labels), study.entrant("light", labels, rate=1e-4)]
+    ours += [study.entrant("coordinate", labels), study.hybrid_entrant()]
+    assert len(set(map(traced, ours))) == 4
+    assert traced(study.entrant("light", labels)) == traced(ours[0])
