@@ -14,6 +14,7 @@ import hashlib
 import importlib.util
 import re
 import sysconfig
+import threading
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import fields, is_dataclass
@@ -198,7 +199,21 @@ def package() -> str:
     """The hash of all of the package's code."""
     folder = Path(importlib.util.find_spec(PACKAGE).origin).parent
     files = sorted(folder.rglob("*.py"))
-    return combined(*(f"{path.relative_to(folder)} {_dump(ast.parse(path.read_text()))}" for path in files))
+    return combined(*(f"{path.relative_to(folder)} {_dumped(path.read_text())}" for path in files))
+
+
+@functools.cache
+def _dumped(text: str) -> str:
+    return _dump(syntax(text))
+
+
+def syntax(text: str) -> ast.Module:
+    """`ast.parse`, which in Python 3.11 fails at times when two threads are in it."""
+    with _PARSING:
+        return ast.parse(text)
+
+
+_PARSING = threading.Lock()
 
 
 def _global(x: Any) -> str:
@@ -234,7 +249,7 @@ def _reach(module: str, name: str, reached: dict[tuple[str, str], str]) -> None:
 @functools.cache
 def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
     """A module's top-level definitions by name, and what of this package it imports: name → (module, name or "")."""
-    tree = ast.parse(Path(importlib.util.find_spec(module).origin).read_text())
+    tree = syntax(Path(importlib.util.find_spec(module).origin).read_text())
     defined: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

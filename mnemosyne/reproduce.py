@@ -165,7 +165,7 @@ def up_to_date(name: str, scale: str, seed: int) -> bool:
 
 def fingerprint_of(name: str, scale: str, seed: int) -> str:
     """What a notebook's run depends on: its code, parameters, tables it reads, package, style, weights, versions."""
-    code = [ast.dump(ast.parse(cell)) for cell in code_of(name)]
+    code = [ast.dump(fingerprint.syntax(cell)) for cell in code_of(name)]
     weights = [zoo.digest(known) for known in zoo.available()]
     style = [results.STYLE.read_text()]
     # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.

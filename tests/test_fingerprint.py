@@ -1,5 +1,8 @@
+import ast
 import importlib
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -172,3 +175,10 @@ def test_a_real_study_reaches_what_it_uses():
     assert {"causal_errors", "_thick", "thick_cam", "cam", "positive", "oracle_reads"} <= names
     assert "curves" not in names  # of plotting
     assert code(study_features.causal_errors) != code(study_features.variances)
+
+
+def test_code_is_read_by_several_threads_at_once():
+    text = Path(fingerprint.__file__).read_text()
+    with ThreadPoolExecutor(4) as pool:
+        found = set(pool.map(lambda _: ast.dump(fingerprint.syntax(text)), range(40)))
+    assert found == {ast.dump(ast.parse(text))}
