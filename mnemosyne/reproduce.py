@@ -128,7 +128,7 @@ def run_one(name: str, scale: str, seed: int, at=lambda where: None, *, force: b
             cwd=str(source.parent),
             kernel_name="python3",
             at=at,
-            extra_arguments=["--log-level=40"],  # a kernel on this machine need not warn of plain sockets
+            extra_arguments=["--log-level=50"],  # plain sockets are no news, errors are raised
         )
     except PapermillExecutionError as error:
         where = f"\n      cell [{error.exec_count}] of {copy}: {error.ename}: {error.evalue}"
