@@ -30,6 +30,7 @@ figures: env
 	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
 
 test: export MPLBACKEND ?= agg
+test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test: dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

@@ -43,14 +43,17 @@ def publish(*, scale: str = "laptop", only: tuple[str, ...] = ()) -> list[Path]:
     for name in names:
         files += _copy(name, scale, whole)
         if whole:
-            rows = folders.published_rows() / scale / f"{name}.zip"
-            kept.publish(rows, results.used(scale, name))
+            if keys := results.used(scale, name):
+                rows = folders.published_rows() / scale / f"{name}.zip"
+                kept.publish(rows, keys)
+                files.append(rows)
             source = reproduce.source_of(name)
             shown = with_outputs(_read(source), _read(reproduce.executed(name, scale, 0)))
             folders.write(source, nbformat.writes(shown) + "\n")
-            files += [rows, source]
+            files.append(source)
     if not only:
-        for folder in (folders.published_tables(scale), folders.published_figures(scale)):
+        places = folders.published_tables(scale), folders.published_figures(scale), folders.published_rows() / scale
+        for folder in places:
             for path in set(folder.glob("*")) - set(files):
                 path.unlink()
     return files
