@@ -16,7 +16,12 @@ from mnemosyne.types import Task
 
 
 def sequence(seed, t, *shape):
-    """Normal numbers, [t *shape], which can be cut and negated without compiling anything."""
+    """Normal numbers, [t *shape]."""
+    return jax.random.normal(jax.random.key(seed), (t, *shape))
+
+
+def normal(seed, t, *shape):
+    """The like in NumPy, which can be cut and negated without compiling anything."""
     return np.random.default_rng(seed).normal(size=(t, *shape)).astype(np.float32)
 
 
@@ -49,7 +54,7 @@ def check_window(memory, shape, past, t, sizes=(6, 4, 5), rtol=1e-5, atol=1e-5):
     """A window of t steps, begun with nothing and begun after `past` others, is the recurrence step by step."""
     address_dim, content_dim, out_dim = sizes
     theta = memory.init(jax.random.key(0), *sizes)
-    address, content = sequence(1, past + t, *shape, address_dim), sequence(2, past + t, *shape, content_dim)
+    address, content = normal(1, past + t, *shape, address_dim), normal(2, past + t, *shape, content_dim)
     empty = memory.state(shape, address_dim, content_dim)
     state, _ = run_memory(memory, theta, empty, address[:past], content[:past])
     for begun in (empty, state):

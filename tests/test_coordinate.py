@@ -12,7 +12,7 @@ from tests.helpers import run_rule as run
 
 
 def gradients(seed, *shape):
-    values, sizes = helpers.sequence(seed, 2, *shape)
+    values, sizes = helpers.normal(seed, 2, *shape)
     return values * np.exp(2 * sizes)
 
 
@@ -67,7 +67,7 @@ def test_every_coordinate_is_alone(config, theta):
 @pytest.mark.parametrize("shape", [(), (3,), (0,), (2, 3, 4)])
 def test_any_shape_is_a_batch(config, theta, shape):
     rule = rule_of(config)
-    g = helpers.sequence(0, 1, *shape)[0]
+    g = helpers.normal(0, 1, *shape)[0]
     u = np.asarray(rule.step(theta, rule.state(shape), g)[1])
     assert u.shape == shape
     one = jax.jit(jax.vmap(lambda x: rule.step(theta, rule.state(()), x)[1]))

@@ -9,7 +9,7 @@ from mnemosyne.coordinate import LIGHT, coordinate_rule
 from mnemosyne.features import favor_plus_plus, hyperbolic_plus_plus, positive, relu, square
 from mnemosyne.memories import attention, thick_cam
 from mnemosyne.memory import CHUNK, cam, queries_and_keys
-from tests.helpers import causal_softmax_attention, check_window, compiled, run_memory, run_rule, sequence
+from tests.helpers import causal_softmax_attention, check_window, compiled, normal, run_memory, run_rule
 
 MEMORIES = {
     "cam": cam(projections=8),
@@ -47,14 +47,14 @@ def test_an_empty_window_is_empty(memory):
 def test_the_state_keeps_its_size_and_stays_finite(memory):
     theta = memory.init(jax.random.key(0), 3, 2, 2)
     empty = memory.state((), 3, 2)
-    after, outs = run_memory(memory, theta, empty, sequence(1, 500, 3), sequence(2, 500, 2))
+    after, outs = run_memory(memory, theta, empty, normal(1, 500, 3), normal(2, 500, 2))
     assert jax.tree.map(jnp.shape, after) == jax.tree.map(jnp.shape, empty)
     assert all(np.isfinite(leaf).all() for leaf in (*jax.tree.leaves(after), outs))
 
 
 def test_vmap_equals_a_batch(memory):
     theta = memory.init(jax.random.key(0), 3, 2, 2)
-    address, content = sequence(1, 5, 3), sequence(2, 5, 2)
+    address, content = normal(1, 5, 3), normal(2, 5, 2)
     batch, out = memory.step(theta, memory.state((5,), 3, 2), address, content)
     one = lambda a, c: memory.step(theta, memory.state((), 3, 2), a, c)
     mapped, wanted = jax.jit(jax.vmap(one))(address, content)
@@ -66,8 +66,8 @@ def test_vmap_equals_a_batch(memory):
 def test_an_answer_lies_among_the_contents(memory):
     """Every memory answers with a convex combination of what it was shown."""
     theta = {**memory.init(jax.random.key(0), 3, 2, 2), "value": jnp.eye(2)}
-    content = sequence(2, 20, 2)
-    _, outs = run_memory(memory, theta, memory.state((), 3, 2), sequence(1, 20, 3), content)
+    content = normal(2, 20, 2)
+    _, outs = run_memory(memory, theta, memory.state((), 3, 2), normal(1, 20, 3), content)
     assert (outs <= content.max(0, keepdims=True) + 1e-4).all()
     assert (outs >= content.min(0, keepdims=True) - 1e-4).all()
 
@@ -77,7 +77,7 @@ def test_gradients_agree_three_ways(memory):
     with jax.enable_x64(True):
         double = lambda tree: jax.tree.map(lambda a: np.asarray(a, np.float64), tree)
         theta, state = double(memory.init(jax.random.key(0), 3, 2, 2)), double(memory.state((4,), 3, 2))
-        address, content = double((sequence(1, 6, 4, 3), sequence(2, 6, 4, 2)))
+        address, content = double((normal(1, 6, 4, 3), normal(2, 6, 4, 2)))
 
         def at_once(w):
             changed = {**theta, "key": {**theta["key"], "w": w}}
@@ -100,7 +100,7 @@ def test_gradients_agree_three_ways(memory):
 
 def test_the_coordinate_rule_takes_any_memory(memory):
     rule = compiled(coordinate_rule(LIGHT, memory))
-    theta, empty, g = rule.init(jax.random.key(0)), rule.state((2, 3)), sequence(1, 4, 2, 3)
+    theta, empty, g = rule.init(jax.random.key(0)), rule.state((2, 3)), normal(1, 4, 2, 3)
     outs = np.asarray(run_rule(rule, theta, empty, g)[1])
     assert np.allclose(outs, rule.window(theta, empty, g), rtol=1e-3, atol=1e-7)
     assert np.allclose(rule.window(theta, empty, -g), -outs, rtol=1e-3, atol=1e-7)
@@ -132,7 +132,7 @@ def test_a_pattern_of_other_dimensions_is_refused(memory, address, content, mess
 def test_a_cache_that_holds_all_is_causal_softmax_attention():
     memory = compiled(attention(cache=12))
     theta = memory.init(jax.random.key(0), 3, 2, 4)
-    address, content = sequence(1, 12, 3), sequence(2, 12, 2)
+    address, content = normal(1, 12, 3), normal(2, 12, 2)
     q, k = jax.jit(queries_and_keys)(theta, address)
     wanted = causal_softmax_attention(q, k, content @ theta["value"])
     assert np.allclose(memory.window(theta, memory.state((), 3, 2), address, content), wanted, rtol=1e-4, atol=1e-5)
@@ -141,7 +141,7 @@ def test_a_cache_that_holds_all_is_causal_softmax_attention():
 def test_attention_forgets_what_left_the_cache():
     memory = compiled(attention(cache=4))
     theta = memory.init(jax.random.key(0), 3, 2, 2)
-    address, content = sequence(1, 9, 3), sequence(2, 9, 2)
+    address, content = normal(1, 9, 3), normal(2, 9, 2)
     other = content.copy()
     other[:5] = 100.0
     empty = memory.state((), 3, 2)
@@ -156,7 +156,7 @@ def test_many_projections_bring_cam_to_attention(discount):
     memories = attention(cache=8, discount=discount), thick_cam(projections=20_000, discount=discount)
     truth, estimate = map(compiled, memories)
     theta = estimate.init(jax.random.key(0), 2, 3, 3)
-    address, content = 0.7 * sequence(1, 8, 2), sequence(2, 8, 3)
+    address, content = 0.7 * normal(1, 8, 2), normal(2, 8, 3)
     wanted = truth.window(theta, truth.state((), 2, 3), address, content)
     assert np.allclose(estimate.window(theta, estimate.state((), 2, 3), address, content), wanted, atol=0.05)
 
@@ -165,7 +165,7 @@ def test_a_grid_of_one_rho_is_plain_cam():
     memories = thick_cam(projections=6, rhos=(0.3,)), cam(projections=6, feature_map=favor_plus_plus(0.3))
     thick, plain = map(compiled, memories)
     theta = plain.init(jax.random.key(0), 3, 2, 2)
-    address, content = sequence(1, 10, 3), sequence(2, 10, 2)
+    address, content = normal(1, 10, 3), normal(2, 10, 2)
     wanted = plain.window(theta, plain.state((), 3, 2), address, content)
     assert np.allclose(thick.window(theta, thick.state((), 3, 2), address, content), wanted, rtol=1e-4, atol=1e-6)
 
@@ -176,7 +176,7 @@ def test_the_slice_read_is_the_nearest_to_eq_11():
     thick = compiled(thick_cam(projections=4, discount=0.0, rhos=rhos))
     theta = thick.init(jax.random.key(0), n, 2, 2)
     for size in (0.05, 1.0, 6.0):
-        address, content = size * sequence(1, t, n), sequence(2, t, 2)
+        address, content = size * normal(1, t, n), normal(2, t, 2)
         out = thick.window(theta, thick.state((), n, 2), address, content)[-1]
         q, k = (np.asarray(x, np.float64) for x in jax.jit(queries_and_keys)(theta, address))
         s = np.mean(np.sum((q[-1] + k) ** 2, -1))

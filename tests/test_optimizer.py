@@ -17,7 +17,7 @@ import mnemosyne
 from mnemosyne import zoo
 from mnemosyne.coordinate import COORDINATE, LIGHT
 from mnemosyne.optimizer import drop_in, scale_by_tensor_rms, zero_nonfinite
-from tests.helpers import compiled, rule_of, sequence
+from tests.helpers import compiled, normal, rule_of
 
 PARAMS = {"w": np.ones((4, 3)), "b": np.zeros(3), "scalar": np.array(0.5), "empty": np.zeros((0, 2))}
 PARAMS = {name: jnp.asarray(p, jnp.float32) for name, p in PARAMS.items()}
@@ -144,7 +144,7 @@ def test_composes(name, wrap):
 
 def test_two_half_batches_are_one_whole_batch():
     """optax.MultiSteps hands on the mean gradient: parameters and memories end where one whole batch puts them."""
-    x, y = sequence(0, 3, 8, 4), sequence(1, 3, 8)
+    x, y = normal(0, 3, 8, 4), normal(1, 3, 8)
     params = {"w": jnp.full(4, 0.1), "b": jnp.zeros(())}
 
     def loss(params, x, y):
@@ -224,7 +224,7 @@ def test_vmap_over_runs_equals_separate_runs(tx):
 def test_sharded_parameters_get_the_same_updates(elementwise):
     assert jax.device_count() == 8
     mesh = Mesh(np.array(jax.devices()), ("x",))
-    params = {"w": sequence(0, 1024, 8), "b": np.ones(8, np.float32)}
+    params = {"w": normal(0, 1024, 8), "b": np.ones(8, np.float32)}
     sharding = {"w": NamedSharding(mesh, PartitionSpec("x")), "b": NamedSharding(mesh, PartitionSpec("x"))}
     grads = jax.tree.map(lambda p: np.sin(3 * p), params)
 

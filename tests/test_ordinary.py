@@ -8,7 +8,7 @@ from mnemosyne.coordinate import Config, log_value
 from mnemosyne.memory import cam
 from mnemosyne.ordinary import ordinary_rule, stacked_rule, two_inputs
 from mnemosyne.recurrent import lstm, s4
-from tests.helpers import compiled, sequence
+from tests.helpers import compiled, normal
 
 SMALL = Config(hidden=4, projections=4, encoders=2, feedforward=6)
 RULES = {
@@ -24,7 +24,7 @@ RULES = {name: compiled(rule) for name, rule in RULES.items()}
 def test_a_window_is_its_steps(name):
     rule = RULES[name]
     theta = rule.init(jax.random.key(0))
-    g = sequence(1, 10, 3)
+    g = normal(1, 10, 3)
     state, steps = rule.state((3,)), []
     for t, now in enumerate(g):
         if t == 5:
@@ -39,7 +39,7 @@ def test_a_window_is_its_steps(name):
 def test_coordinates_do_not_see_each_other(name):
     rule = RULES[name]
     theta = rule.init(jax.random.key(0))
-    g = sequence(1, 5, 2, 3)
+    g = normal(1, 5, 2, 3)
     whole = np.asarray(rule.window(theta, rule.state((2, 3)), g))
     assert whole.shape == (5, 2, 3)
     alone = rule.window(theta, rule.state(()), g[:, 1, 2])
@@ -76,7 +76,7 @@ def test_log_value_keeps_the_gradient_itself():
 @pytest.mark.parametrize("name", [n for n in COORDINATEWISE if n in ("odd", "light", "normalised")])
 def test_which_architectures_are_odd(name):
     learned = ARCHITECTURES[name]
-    theta, g = jax.jit(learned.init)(jax.random.key(0)), sequence(1, 3, 2)
+    theta, g = jax.jit(learned.init)(jax.random.key(0)), normal(1, 3, 2)
 
     @jax.jit
     def update(g):
