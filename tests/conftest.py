@@ -14,8 +14,9 @@ import matplotlib
 import nbformat
 import pytest
 
-from mnemosyne.coordinate import COORDINATE, LIGHT, coordinate_rule
+from mnemosyne.coordinate import COORDINATE, LIGHT
 from mnemosyne.tasks import data
+from tests.helpers import rule_of
 
 assert mnemosyne
 matplotlib.use("Agg")
@@ -31,7 +32,7 @@ def config(request):
 @pytest.fixture
 def theta(config):
     """Untrained weights: laws hold for any."""
-    return coordinate_rule(config).init(jax.random.key(0))
+    return rule_of(config).init(jax.random.key(0))
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,15 @@
 """What several tests share: checks of a contract, and slow, obvious references in float64 NumPy loops."""
 
+from functools import cache, partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+from mnemosyne.coordinate import coordinate_rule
+from mnemosyne.memory import Memory
 from mnemosyne.metatrain import meta_train
 from mnemosyne.spatial import encode
 from mnemosyne.types import Task
@@ -16,22 +20,48 @@ def sequence(seed, t, *shape):
     return jax.random.normal(jax.random.key(seed), (t, *shape))
 
 
+def normal(seed, t, *shape):
+    """The like in NumPy, which can be cut and negated without compiling anything."""
+    return np.random.default_rng(seed).normal(size=(t, *shape)).astype(np.float32)
+
+
+def compiled(pure):
+    """A memory, a rule or a transformation with its functions under jit: called eagerly, each primitive compiles."""
+    static = {"init": (1, 2, 3), "state": (0, 1, 2)} if isinstance(pure, Memory) else {"state": (0,)}
+    jitted = {name: jax.jit(f, static_argnums=static.get(name, ())) for name, f in pure._asdict().items()}
+    return pure._replace(**jitted)
+
+
+@cache
+def rule_of(config):
+    """One compiled coordinate-wise rule for all tests of a configuration."""
+    return compiled(coordinate_rule(config))
+
+
+@partial(jax.jit, static_argnums=0)
 def run_memory(memory, theta, state, address, content):
     """Step by step, in one compiled loop: (state, outputs [t …])."""
-    return jax.jit(lambda *args: jax.lax.scan(lambda s, x: memory.step(theta, s, *x), *args))(state, (address, content))
+    return jax.lax.scan(lambda s, x: memory.step(theta, s, *x), state, (address, content))
+
+
+@partial(jax.jit, static_argnums=0)
+def run_rule(rule, theta, state, gradients):
+    """Step by step, in one compiled loop: (state, updates [t …])."""
+    return jax.lax.scan(lambda s, g: rule.step(theta, s, g), state, gradients)
 
 
 def check_window(memory, shape, past, t, sizes=(6, 4, 5), rtol=1e-5, atol=1e-5):
-    """A window of t steps, begun after `past` others, is the recurrence step by step."""
+    """A window of t steps, begun with nothing and begun after `past` others, is the recurrence step by step."""
     address_dim, content_dim, out_dim = sizes
     theta = memory.init(jax.random.key(0), *sizes)
-    address, content = sequence(1, past + t, *shape, address_dim), sequence(2, past + t, *shape, content_dim)
+    address, content = normal(1, past + t, *shape, address_dim), normal(2, past + t, *shape, content_dim)
     empty = memory.state(shape, address_dim, content_dim)
     state, _ = run_memory(memory, theta, empty, address[:past], content[:past])
-    _, step_by_step = run_memory(memory, theta, state, address[past:], content[past:])
-    at_once = jax.jit(memory.window)(theta, state, address[past:], content[past:])
-    assert at_once.shape == (t, *shape, out_dim)
-    assert np.allclose(at_once, step_by_step, rtol=rtol, atol=atol)
+    for begun in (empty, state):
+        _, step_by_step = run_memory(memory, theta, begun, address[past:], content[past:])
+        at_once = jax.jit(memory.window)(theta, begun, address[past:], content[past:])
+        assert at_once.shape == (t, *shape, out_dim)
+        assert np.allclose(at_once, step_by_step, rtol=rtol, atol=atol)
 
 
 def check_resumed(trainer, folder, die_at):

@@ -1,5 +1,8 @@
 """One contract over every optimizer this package makes: what an optax user expects, and bad input."""
 
+from functools import cache, partial
+from itertools import cycle
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -12,20 +15,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mnemosyne
 from mnemosyne import zoo
-from mnemosyne.coordinate import COORDINATE, LIGHT, coordinate_rule
+from mnemosyne.coordinate import COORDINATE, LIGHT
 from mnemosyne.optimizer import drop_in, scale_by_tensor_rms, zero_nonfinite
-from tests.helpers import sequence
+from tests.helpers import compiled, normal, rule_of
 
-PARAMS = {"w": jnp.ones((4, 3)), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}
-TARGET = jax.tree.map(lambda p: p + 0.3, PARAMS)
+PARAMS = {"w": np.ones((4, 3)), "b": np.zeros(3), "scalar": np.array(0.5), "empty": np.zeros((0, 2))}
+PARAMS = {name: jnp.asarray(p, jnp.float32) for name, p in PARAMS.items()}
+TARGET = jax.tree.map(lambda p: np.asarray(p) + np.float32(0.3), PARAMS)
 
 
 def gradient(params):
     return jax.tree.map(lambda p, t: 2 * (p - t).astype(p.dtype), params, jax.tree.map(jnp.asarray, TARGET))
 
 
+GRADIENT = jax.jit(gradient)(PARAMS)
+
+
 def distance(params):
-    return sum(float(jnp.sum((p - t) ** 2)) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True))
+    return sum(np.sum((np.asarray(p) - t) ** 2) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True))
 
 
 ROBUST = ("light", "normalised", "odd", "paced")  # odd by construction and normalised
@@ -33,33 +40,49 @@ VELO = ("velo_cam", "velo_lstm")  # ask for the loss and the horizon
 MIXED = ("hybrid", "super", "super_paced")  # partitions of the others
 PART = ("tensor_averaged",)  # of tensor_paced, which goes through all that it does
 TRAINED = [n for n in zoo.available() if n not in VELO + MIXED + PART]
+KINDS = ("light", "paced", "tensor_paced")  # a memory per parameter, the same at a learned pace, a memory per tensor
+
+
+@cache
+def pretrained(name):
+    """Compiled once for all that is tested of it."""
+    return compiled(zoo.pretrained(name))
 
 
 @pytest.fixture(scope="module", params=TRAINED)
 def tx(request):
     """Shipped weights, every update compiled once per shape."""
-    return zoo.pretrained(request.param)
+    return pretrained(request.param)
 
 
 @pytest.fixture(scope="module", params=[n for n in TRAINED if not n.startswith("tensor")])
 def elementwise(request):
     """The optimizers whose state has a memory for every parameter."""
-    return zoo.pretrained(request.param)
+    return pretrained(request.param)
 
 
 @pytest.fixture(scope="module", params=ROBUST)
 def robust(request):
     """The optimizers that are to serve networks of any kind and scale."""
-    return zoo.pretrained(request.param)
+    return pretrained(request.param)
 
 
-def train(tx, params, steps=200):
-    def step(carry, _):
+def train(tx, params, steps=200, factor=1.0):
+    """(parameters, state) after so many steps on a loss multiplied by a factor."""
+    return loop(tx, params, steps, factor)
+
+
+@partial(jax.jit, static_argnums=0)
+def loop(tx, params, steps, factor):
+    """One program for any number and factor."""
+
+    def step(_, carry):
         params, state = carry
-        updates, state = tx.update(gradient(params), state, params)
-        return (optax.apply_updates(params, updates), state), None
+        gradients = jax.tree.map(lambda g: factor * g, gradient(params))
+        updates, state = tx.update(gradients, state, params)
+        return optax.apply_updates(params, updates), state
 
-    return jax.jit(lambda p: jax.lax.scan(step, (p, tx.init(p)), None, length=steps)[0])(params)
+    return jax.lax.fori_loop(0, steps, step, (params, tx.init(params)))
 
 
 def same(a, b, **tolerance):
@@ -82,45 +105,46 @@ def test_shapes_and_dtypes_without_allocating(tx):
 
 def test_extra_arguments_and_no_parameters(tx):
     state = tx.init(PARAMS)
-    with_params, _ = tx.update(gradient(PARAMS), state, PARAMS, value=1.0)
-    without, _ = tx.update(gradient(PARAMS), state)
+    with_params, _ = tx.update(GRADIENT, state, PARAMS, value=1.0)
+    without, _ = tx.update(GRADIENT, state)
     same(with_params, without)
 
 
 def test_bfloat16_parameters(tx):
     params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
     before = tx.init(params)
-    updates, state = tx.update(gradient(params), before, params)
+    updates, state = tx.update(jax.jit(gradient)(params), before, params)
     assert all(u.dtype == jnp.bfloat16 for u in jax.tree.leaves(updates))
     usual = jax.eval_shape(tx.init, PARAMS)
     assert jax.tree.map(lambda s: s.dtype, before) == jax.tree.map(lambda s: s.dtype, usual)
     assert jax.tree.map(lambda s: s.dtype, before) == jax.tree.map(lambda s: s.dtype, state)  # a scan asks for it
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    [
-        lambda tx: optax.chain(optax.clip_by_global_norm(10.0), tx),
-        lambda tx: optax.partition({"a": tx, "b": optax.adam(1e-2)}, {k: "ab"[k == "b"] for k in PARAMS}),
-        lambda tx: optax.chain(
-            optax.masked(tx, {k: k != "b" for k in PARAMS}),
-            optax.masked(optax.set_to_zero(), {k: k == "b" for k in PARAMS}),  # else raw gradients pass through
-        ),
-        lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
-        lambda tx: optax.apply_if_finite(tx, 3),
-        lambda tx: optax.flatten(tx),
-    ],
-    ids=["chain", "partition", "masked", "MultiSteps", "apply_if_finite", "flatten"],
-)
-def test_composes(tx, wrap):
-    wrapped = wrap(tx)
-    params, _ = train(wrapped, PARAMS)
+WRAPPED = {
+    "chain": lambda tx: optax.chain(optax.clip_by_global_norm(10.0), tx),
+    "partition": lambda tx: optax.partition({"a": tx, "b": optax.adam(1e-2)}, {k: "ab"[k == "b"] for k in PARAMS}),
+    "masked": lambda tx: optax.chain(
+        optax.masked(tx, {k: k != "b" for k in PARAMS}),
+        optax.masked(optax.set_to_zero(), {k: k == "b" for k in PARAMS}),  # else raw gradients pass through
+    ),
+    "MultiSteps": lambda tx: optax.MultiSteps(tx, 2).gradient_transformation(),
+    "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3),
+    "flatten": lambda tx: optax.flatten(tx),
+}
+OTHERS = [n for n in TRAINED if n not in KINDS]
+CROSS = [(name, wrap) for name in KINDS for wrap in WRAPPED] + list(zip(OTHERS, cycle(WRAPPED), strict=False))
+
+
+@pytest.mark.parametrize(("name", "wrap"), CROSS)
+def test_composes(name, wrap):
+    """Each kind of state with each wrapper; the others differ in what a memory is made of, and meet one wrapper."""
+    params, _ = train(WRAPPED[wrap](zoo.pretrained(name)), PARAMS)
     assert distance(params) < 0.6 * distance(PARAMS)
 
 
 def test_two_half_batches_are_one_whole_batch():
     """optax.MultiSteps hands on the mean gradient: parameters and memories end where one whole batch puts them."""
-    x, y = sequence(0, 3, 8, 4), sequence(1, 3, 8)
+    x, y = normal(0, 3, 8, 4), normal(1, 3, 8)
     params = {"w": jnp.full(4, 0.1), "b": jnp.zeros(())}
 
     def loss(params, x, y):
@@ -145,16 +169,16 @@ def test_two_half_batches_are_one_whole_batch():
 
 
 def test_inject_hyperparams_and_schedules():
-    injected = optax.inject_hyperparams(mnemosyne.pretrained)(name="light", step_size=0.0)
+    injected = compiled(optax.inject_hyperparams(mnemosyne.pretrained)(name="light", step_size=0.0))
     state = injected.init(PARAMS)
-    updates, _ = injected.update(gradient(PARAMS), state)
+    updates, _ = injected.update(GRADIENT, state)
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(updates))
     state.hyperparams["step_size"] = jnp.array(1.0)
-    moved, _ = injected.update(gradient(PARAMS), state)
+    moved, _ = injected.update(GRADIENT, state)
     plain = mnemosyne.pretrained("light")
-    same(moved, plain.update(gradient(PARAMS), plain.init(PARAMS))[0], rtol=1e-6)
-    scheduled = mnemosyne.pretrained("light", step_size=optax.linear_schedule(0.0, 1.0, 10))
-    first, _ = scheduled.update(gradient(PARAMS), scheduled.init(PARAMS))
+    same(moved, plain.update(GRADIENT, plain.init(PARAMS))[0], rtol=1e-6)  # without jit, as one may
+    scheduled = compiled(mnemosyne.pretrained("light", step_size=optax.linear_schedule(0.0, 1.0, 10)))
+    first, _ = scheduled.update(GRADIENT, scheduled.init(PARAMS))
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
 
 
@@ -171,7 +195,7 @@ def test_tree_map_params_reaches_the_whole_state(tx):
 def test_train_state_under_jit_with_donation_compiles_once(tx):
     module = nn.Dense(2)
     x = jnp.ones((5, 3))
-    params = module.init(jax.random.key(0), x)["params"]
+    params = jax.jit(module.init)(jax.random.key(0), x)["params"]
     ts = TrainState.create(apply_fn=module.apply, params=params, tx=tx).replace(step=jnp.array(0))
 
     def step(ts):
@@ -189,9 +213,10 @@ def test_train_state_under_jit_with_donation_compiles_once(tx):
 
 
 def test_vmap_over_runs_equals_separate_runs(tx):
-    many = jax.tree.map(lambda p: jnp.stack([p, p + 1.0]), PARAMS)
-    update = jax.jit(lambda p: tx.update(gradient(p), tx.init(p))[0])
-    mapped = jax.vmap(update)(many)
+    many = jax.tree.map(lambda p: np.stack([p, p + np.float32(1.0)]), PARAMS)
+    update = lambda p: tx.update(gradient(p), tx.init(p))[0]
+    mapped = jax.tree.map(np.asarray, jax.jit(jax.vmap(update))(many))
+    update = jax.jit(update)
     for i in range(2):
         same(jax.tree.map(lambda a, i=i: a[i], mapped), update(jax.tree.map(lambda a, i=i: a[i], many)), atol=1e-6)
 
@@ -199,14 +224,14 @@ def test_vmap_over_runs_equals_separate_runs(tx):
 def test_sharded_parameters_get_the_same_updates(elementwise):
     assert jax.device_count() == 8
     mesh = Mesh(np.array(jax.devices()), ("x",))
-    params = {"w": jax.random.normal(jax.random.key(0), (1024, 8)), "b": jnp.ones(8)}
+    params = {"w": normal(0, 1024, 8), "b": np.ones(8, np.float32)}
     sharding = {"w": NamedSharding(mesh, PartitionSpec("x")), "b": NamedSharding(mesh, PartitionSpec("x"))}
-    grads = jax.tree.map(lambda p: jnp.sin(3 * p), params)
+    grads = jax.tree.map(lambda p: np.sin(3 * p), params)
 
     @jax.jit
     def two_steps(params, grads):
-        _, state = elementwise.update(grads, elementwise.init(params))
-        return elementwise.update(grads, state)
+        step = lambda _, carry: elementwise.update(grads, carry[1])
+        return jax.lax.fori_loop(0, 2, step, (params, elementwise.init(params)))
 
     plain, _ = two_steps(params, grads)
     spread, state = two_steps(*(jax.device_put(t, sharding) for t in (params, grads)))
@@ -232,19 +257,16 @@ def test_state_survives_orbax(tx, tmp_path):
 @pytest.mark.parametrize("factor", [1e-6, 1e-3, 1e3, 1e6])
 def test_scaling_the_loss_changes_nothing(robust, factor):
     plain, _ = train(robust, PARAMS, 20)
-    scaled = optax.chain(optax.scale(factor), robust)
-    rescaled, _ = train(scaled, PARAMS, 20)
+    rescaled, _ = train(robust, PARAMS, 20, factor)
     same(plain, rescaled, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("bad", [0.0, jnp.nan, jnp.inf, -jnp.inf, 3e38, 1e-38])
 def test_strange_gradients_leave_the_state_finite(tx, bad):
-    grads = gradient(PARAMS)
-    strange = {**grads, "w": grads["w"].at[0, 0].set(bad)}
-    step = jax.jit(tx.update)
+    strange = {**GRADIENT, "w": GRADIENT["w"].at[0, 0].set(bad)}
     state = tx.init(PARAMS)
-    for g in (grads, strange, jax.tree.map(lambda x: jnp.full_like(x, bad), grads), grads):
-        updates, state = step(g, state)
+    for g in (GRADIENT, strange, jax.tree.map(lambda x: np.full_like(x, bad), GRADIENT), GRADIENT):
+        updates, state = tx.update(g, state)
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
     assert int(jax.tree.leaves(state)[0]) == (0 if np.isfinite(bad) else 2)
 
@@ -276,7 +298,7 @@ def test_gradients_of_another_shape_are_refused(elementwise):
 
 
 def test_weights_of_other_sizes_are_refused():
-    theta = coordinate_rule(LIGHT).init(jax.random.key(0))
+    theta = rule_of(LIGHT).init(jax.random.key(0))
     with pytest.raises(ValueError, match=r"(?s)do not fit Config\(hidden=16.*embed"):
         mnemosyne.mnemosyne(theta, COORDINATE)
 
@@ -287,7 +309,7 @@ def test_an_empty_tree_is_fine(tx):
 
 
 def test_nonfinite_counts():
-    tx = zero_nonfinite()
+    tx = compiled(zero_nonfinite())
     state = tx.init({"a": jnp.zeros(2)})
     for value, count in ((1.0, 0), (jnp.nan, 1), (jnp.inf, 2), (2.0, 2)):
         updates, state = tx.update({"a": jnp.array([value, 1.0])}, state)
@@ -296,7 +318,7 @@ def test_nonfinite_counts():
 
 
 def test_tensor_rms_is_the_bias_corrected_mean():
-    tx, g = scale_by_tensor_rms(decay=0.5), np.array([[3.0, 4.0], [0.3, -0.4]], np.float32)
+    tx, g = compiled(scale_by_tensor_rms(decay=0.5)), np.array([[3.0, 4.0], [0.3, -0.4]], np.float32)
     state = tx.init({"a": jnp.zeros(2)})
     size = 0.0
     for t, row in enumerate(g, start=1):
@@ -309,6 +331,6 @@ def test_tensor_rms_is_the_bias_corrected_mean():
 
 def test_the_papers_input_is_one_argument_away(theta, config):
     """Without normalisation the rule sees raw gradients, as in the paper, and is no longer scale-free."""
-    raw = drop_in(theta, coordinate_rule(config), prepare=optax.identity())
+    raw = compiled(drop_in(theta, rule_of(config), prepare=optax.identity()))
     small, large = (raw.update({"a": s * jnp.ones(3)}, raw.init({"a": jnp.ones(3)}))[0]["a"] for s in (1e-3, 1.0))
     assert not np.allclose(small, large, rtol=0.01)
