@@ -30,6 +30,8 @@ figures: env
 	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
 
 test: export MPLBACKEND ?= agg
+# Small programs, of which the tests have thousands, compile in half the time like this.
+test: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test: dev
 	$(BIN)/ruff check .

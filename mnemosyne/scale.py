@@ -1,4 +1,4 @@
-"""Scales: the same notebooks from a laptop's two minutes to a TPU's days, as one dataclass of sizes."""
+"""Scales: the same notebooks from a laptop's minutes to a TPU's days, as one dataclass of sizes."""
 
 from dataclasses import dataclass, replace
 
