@@ -186,9 +186,12 @@ def test_progress_is_read_from_what_pip_prints():
         "Collecting absl-py==2.5.1 (from -r requirements.lock (line 1))\n"
         "  Downloading absl_py-2.5.1-py3-none-any.whl (137 kB)\n"
         "Requirement already satisfied: six==1.17.0 in somewhere\n"
+        "Processing ./wheels/zipp-4.1.2-py3-none-any.whl (from -r requirements.lock (line 12))\n"
         "Collecting jaxlib==0.10.2 (from -r requirements.lock (line 9))\n"
         "  Downloading jaxlib-0.10.2-cp311-cp311-manylinux_2_27_x86_64.whl (85.4 MB)\n"
     )
-    assert environment.progress(log, 5, 0) == "3 of 4 fetched, at jaxlib, 85.4 MB"
-    assert environment.progress(log + "Installing collected packages: jaxlib, absl-py\n", 5, 1) == "1 of 2 unpacked"
+    assert environment.progress(log, 6, 0) == "4 of 5 fetched, at jaxlib, 85.4 MB"
+    assert (
+        environment.progress(log + "Installing collected packages: zipp, jaxlib, absl-py\n", 6, 1) == "1 of 3 unpacked"
+    )
     assert environment.progress("", 5, 0) == "0 of 5 fetched"

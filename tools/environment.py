@@ -61,12 +61,12 @@ def digest(path: Path) -> str:
 
 def progress(log: str, pinned: int, unpacked: int) -> str:
     """Say how far pip is, from what it has printed and how many packages have been unpacked."""
+    if collected := re.search(r"^Installing collected packages: (.+)", log, re.MULTILINE):
+        return f"{unpacked} of {len(collected[1].split(', '))} unpacked"
     fetched, satisfied, ignored = (
-        len(set(re.findall(rf"^{word} ([\w.-]+)", log, re.MULTILINE)))
-        for word in ("Collecting", "Requirement already satisfied:", "Ignoring")
+        len(set(re.findall(rf"^(?:{word}) (\S+)", log, re.MULTILINE)))
+        for word in ("Collecting|Processing", "Requirement already satisfied:", "Ignoring")
     )
-    if "\nInstalling collected packages:" in log:
-        return f"{unpacked} of {fetched} unpacked"
     files = re.findall(r"^  (?:Downloading|Using cached) ([^-]+)-\S+ \((.+)\)$", log, re.MULTILINE)
     at = ", at {}, {}".format(*files[-1]) if files else ""
     return f"{fetched + satisfied} of {pinned - ignored} fetched{at}"
