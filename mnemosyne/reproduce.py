@@ -128,7 +128,8 @@ def run_one(name: str, scale: str, seed: int, at=lambda where: None, *, force: b
             cwd=str(source.parent),
             kernel_name="python3",
             at=at,
-            extra_arguments=["--log-level=50"],  # plain sockets are no news, errors are raised
+            # Plain sockets are no news, errors are raised; figures are on the page whatever MPLBACKEND says.
+            extra_arguments=["--log-level=50", "--matplotlib=inline"],
         )
     except PapermillExecutionError as error:
         where = f"\n      cell [{error.exec_count}] of {copy}: {error.ename}: {error.evalue}"

@@ -9,6 +9,7 @@ run.figure("fig10", fig)                     # runs/<scale>/figures/fig10.png an
 run.claims([...])                            # runs/<scale>/tables/07_mlps.claims.json
 """
 
+import functools
 import hashlib
 import io
 import json
@@ -139,19 +140,20 @@ class Run:
         key = combined("meta-train", *programs, value(data), value(trainer.config.iterations), jax.__version__)
         folder, of_theta = folders.cache() / "meta-training" / key[:24], combined("theta", key)
 
-        def compute() -> tuple[Theta, list[dict]]:
+        @functools.cache
+        def trained() -> tuple[Theta, list[dict]]:
             if self.kept.force:
                 shutil.rmtree(folder, ignore_errors=True)
             theta, log = meta_train(trainer, folder=folder)
-            self.kept.arrays(of_theta, like.theta, lambda: (theta, {}))
+            keep = Kept(force=True, used=self.kept.used)
+            keep.arrays(of_theta, like.theta, lambda: (theta, {}))
+            keep.get(key, lambda: log)
             shutil.rmtree(folder)  # its checkpoint holds every optimizee's memories: a hundred times θ
             return theta, log
 
-        theta = lambda: self.kept.arrays(of_theta, like.theta, lambda: (meta_train(trainer, folder=folder)[0], {}))[0]
-        return (
-            Deferred(of_theta, like.theta, theta),
-            Deferred(key, None, lambda: self.kept.get(key, lambda: compute()[1])),
-        )
+        theta = lambda: self.kept.arrays(of_theta, like.theta, lambda: (trained()[0], {}))[0]
+        log = lambda: self.kept.get(key, lambda: trained()[1])
+        return Deferred(of_theta, like.theta, theta), Deferred(key, None, log)
 
     def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""

@@ -67,8 +67,9 @@ def check_remat(module, params, *inputs):
     assert jax.tree.structure(shapes(again)) == jax.tree.structure(params)
     loss = lambda params, m: jnp.sum(m.apply({"params": params}, *inputs) ** 2)
     a, b = (jax.jit(jax.grad(partial(loss, m=m)))(params) for m in (module, again))
+    largest = max(float(jnp.abs(x).max()) for x in jax.tree.leaves(a))  # a key's bias has none, up to rounding
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert np.allclose(x, y, rtol=1e-4, atol=1e-4 * float(jnp.abs(x).max()))
+        assert np.allclose(x, y, rtol=1e-4, atol=1e-5 * largest)
 
 
 def check_init(module):

@@ -140,7 +140,8 @@ def test_reproduce_refuses_what_is_not_there(checkout):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_publishing_is_the_only_way_into_what_is_published(drawn, checkout, capsys):
+def test_publishing_is_the_only_way_into_what_is_published(drawn, checkout, capsys, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as an environment may have it; pages show their figures even so
     source = checkout / "notebooks/03_figure.ipynb"
     write(checkout, "03_figure", FIGURE)
     with pytest.raises(ValueError, match='up to date of 03_figure; make figures SCALE=laptop ONLY="03"'):

@@ -208,6 +208,12 @@ def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(check
     assert len(calls) == 2
     assert all(map(np.array_equal, jax.tree.leaves(kept.value), jax.tree.leaves(theta.value)))
     assert len(calls) == 3
+    monkeypatch.setenv("MNEMOSYNE_FORCE", "1")
+    forced, its_log = open_run("01_good").meta_train(trainer(0.5))
+    assert its_log.value
+    assert all(map(np.array_equal, jax.tree.leaves(forced.value), jax.tree.leaves(theta.value)))
+    assert len(calls) == 4  # once for both
+    assert not list((checkout / "data/cache/meta-training").iterdir())  # checkpoints are large
 
 
 def test_a_summary_is_found_without_what_it_sums_up(trained, checkout):

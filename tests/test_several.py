@@ -44,7 +44,7 @@ def test_a_run_in_the_batch_is_that_run_alone(whole):
     theta, log = whole
     alone, log_alone = meta_train(make(**RUNS[2]))
     for a, b in zip(*map(jax.tree.leaves, (theta, alone)), strict=True):
-        assert np.allclose(a[2], b, rtol=1e-4, atol=1e-6)
+        assert np.allclose(a[2], b, rtol=1e-4, atol=1e-5)  # a step of Adam's is 1e-3, however small the gradient
     for row, single in zip(log, log_alone, strict=True):
         assert row["iteration"] == single["iteration"]
         for name in ("loss", "imitation", "gradient_norm"):
