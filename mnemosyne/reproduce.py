@@ -6,7 +6,9 @@ import json
 import os
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -66,11 +68,6 @@ def reproduce(
     scale_named(scale)
     chosen = select(only)
     folders.writable(folders.runs(scale, seed) / "notebooks")
-    os.environ["MNEMOSYNE_BATCH"] = "1"  # no widgets: see explore.sliders
-    os.environ.pop("MNEMOSYNE_FORCE", None)
-    os.environ |= {"MNEMOSYNE_FORCE": "1"} if force else {}
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folders.cache() / "jax"))
-    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
     stop, progress = threading.Event(), Progress(len(chosen), jobs)
 
     def one(name: str, before: tuple[Future, ...]) -> Outcome:
@@ -84,13 +81,30 @@ def reproduce(
         return outcome
 
     started: list[Future] = []
-    with progress, ThreadPoolExecutor(jobs) as pool:
+    with kernels_told(force), progress, ThreadPoolExecutor(jobs) as pool:
         for name in chosen:
             started.append(pool.submit(one, name, tuple(started) if reads_tables(name) else ()))
         outcomes = [s.result() for s in started]
     print("\n" + closing_table(outcomes, scale, seed) + "\n")
     print(f"figures, tables, claims and executed notebooks: {folders.runs(scale, seed)}")
     return int(any(o.status in ("failed", "not run") for o in outcomes))
+
+
+@contextmanager
+def kernels_told(force: bool) -> Iterator[None]:
+    """Kernels that start within are told how to run by environment variables, which end with it."""
+    before = dict(os.environ)
+    defaults = {
+        "JAX_COMPILATION_CACHE_DIR": str(folders.cache() / "jax"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
+    }
+    told = {"MNEMOSYNE_BATCH": "1", "MNEMOSYNE_FORCE": "1" if force else ""}  # the first: see explore.sliders
+    os.environ.update(defaults | before | told)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def select(only: tuple[str, ...]) -> list[str]:

@@ -1,6 +1,7 @@
 import base64
 import io
 import json
+import os
 import re
 
 import nbformat
@@ -49,6 +50,7 @@ def drawn(checkout, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore")
 def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
+    before = dict(os.environ)
     assert reproduce.reproduce(only=("01",), seed=3) == 0
     first = capsys.readouterr().out
     assert "1/1  01_good              ran" in first
@@ -65,6 +67,7 @@ def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
     copy = nbformat.read(checkout / "runs/quick/notebooks/02_bad.ipynb", as_version=4)
     assert any("before" in str(c.get("outputs")) for c in copy.cells)
     assert not reproduce.up_to_date("02_bad", "quick", 0)
+    assert dict(os.environ) == before
 
 
 @pytest.mark.filterwarnings("ignore")
