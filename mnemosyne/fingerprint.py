@@ -70,7 +70,9 @@ def shapes(tree: Any) -> Any:
 def _closed(jaxpr: Any, seen: dict) -> str:
     """The hash of a jaxpr, closed or open; `seen` keeps those of parts that occur again."""
     if id(jaxpr) not in seen:
-        constants = [value(c) for c in getattr(jaxpr, "consts", ())]
+        consts = getattr(jaxpr, "consts", ())
+        # Besides arrays there are literals, whose type has changed its name over versions of JAX.
+        constants = [value(c if isinstance(c, jax.Array) else np.asarray(c)) for c in consts]
         lines = _lines(getattr(jaxpr, "jaxpr", jaxpr), seen)
         seen[id(jaxpr)] = combined(*constants, *lines)
     return seen[id(jaxpr)]
