@@ -58,7 +58,12 @@ def program(function: Callable, *args: Any) -> str:
         args: pytrees of arrays, of `jax.ShapeDtypeStruct`s, or of `Deferred`s; their values do not matter.
     """
     traced = jax.jit(function).trace(*shapes(args))
-    return combined(_closed(traced.jaxpr, {}), str(jax.tree.structure(traced.out_info)))
+    return combined(_closed(traced.jaxpr, {}), _structure(traced.out_info))
+
+
+def _structure(tree: Any) -> str:
+    """How a pytree is built, without the names of its classes."""
+    return re.sub(r"namedtuple\[\w+\]", "namedtuple", str(jax.tree.structure(tree)))
 
 
 def shapes(tree: Any) -> Any:
@@ -133,9 +138,9 @@ def value(x: Any) -> str:
     if isinstance(x, functools.partial):
         return combined("partial", value(x.func), value(x.args), value(x.keywords))
     if isinstance(x, type):
-        return combined("type", x.__module__, x.__qualname__)
+        return combined("type", code(x))
     if is_dataclass(x):
-        return combined(type(x).__qualname__, *(value(getattr(x, f.name)) for f in fields(x)))
+        return combined("dataclass", *(combined(f.name, value(getattr(x, f.name))) for f in fields(x)))
     if isinstance(x, types.MethodType):
         return combined(value(x.__self__), value(x.__func__))
     if hasattr(x, "__wrapped__"):  # jitted, or checked
@@ -181,20 +186,26 @@ _OPEN: set[int] = set()  # functions being hashed, of which one may close over i
 # Code -----------------------------------------------------------------------------------------------------------------
 
 
-def code(function: types.FunctionType) -> str:
-    """The hash of a function's code, and of all definitions of this package that it reaches.
+def code(function: types.FunctionType | type) -> str:
+    """The hash of a function's or a class's code, and of all definitions of this package that it reaches.
 
-    In the package a definition counts as it is written, without docstrings and comments, wherever it stands. A
-    library's function counts by name. Of others, as in a notebook, compiled code counts and the globals it names.
+    In the package a definition counts as it is written, without docstrings and comments, whatever it is called and
+    wherever it stands: a name that stands for a definition of the package is written as the definition's number, in the
+    order in which they are reached. A library's function counts by name. Of others, as in a notebook, compiled code
+    counts and the globals it names.
     """
-    if function.__module__.split(".")[0] == PACKAGE:
+    if _of_package(function):
         reached: dict[tuple[str, str], str] = {}
         _reach(function.__module__, function.__qualname__.split(".")[0], reached)
-        return combined(function.__qualname__, *sorted(reached.values()))
-    body, known = function.__code__, function.__globals__
-    if body.co_filename.startswith(_LIBRARIES):
+        return combined(*reached.values())
+    if isinstance(function, type) or function.__code__.co_filename.startswith(_LIBRARIES):
         return combined(function.__module__, function.__qualname__)
+    body, known = function.__code__, function.__globals__
     return combined(_compiled(body), *(_global(known[n]) for n in sorted(body.co_names) if n in known))
+
+
+def _of_package(x: Any) -> bool:
+    return x.__module__.split(".")[0] == PACKAGE
 
 
 def package() -> str:
@@ -231,21 +242,32 @@ def _compiled(body: types.CodeType) -> str:
     return combined(body.co_code.hex(), str(body.co_names), *constants)
 
 
-def _reach(module: str, name: str, reached: dict[tuple[str, str], str]) -> None:
-    """Add a definition and, by the names in it, those it reaches: {(module, name): its syntax}."""
+def _reach(module: str, name: str, reached: dict[tuple[str, str], str]) -> int | None:
+    """Add a definition and, by the names in it, those it reaches: {(module, name): its syntax}.
+
+    Returns:
+        The definition's place in the order of `reached`; None where the package has no definition of this name.
+    """
     defined, imported = _definitions(module)
-    if name in imported and imported[name][1]:
-        return _reach(*imported[name], reached)
-    if name not in defined or (module, name) in reached:
-        return None
-    reached[module, name] = _dump(defined[name])
-    for node in ast.walk(defined[name]):
-        if isinstance(node, ast.Name):
-            _reach(module, node.id, reached)
-        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id in imported:
-            of, within = imported[node.value.id]
-            _reach(of, node.attr, reached) if not within else None
-    return None
+    if name not in defined:
+        return _reach(*imported[name], reached) if name in imported and imported[name][1] else None
+    if (module, name) not in reached:
+        reached[module, name] = ""  # its place is taken before those of what it reaches
+        reached[module, name] = _dump(defined[name], functools.partial(_reference, module, reached))
+    return list(reached).index((module, name))
+
+
+def _reference(module: str, reached: dict[tuple[str, str], str], node: ast.AST) -> str | None:
+    """A node that stands for a definition of the package, as the definition's number; None for all other nodes."""
+    if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == PACKAGE:
+        return "import"
+    number = None
+    if isinstance(node, ast.Name):
+        number = _reach(module, node.id, reached)
+    elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+        of, within = _definitions(module)[1].get(node.value.id, ("", "a name"))
+        number = None if within else _reach(of, node.attr, reached)
+    return None if number is None else f"@{number}"
 
 
 @functools.cache
@@ -276,14 +298,25 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def _dump(node: Any) -> str:
-    """Syntax as text, without docstrings, the same in every version of Python."""
+def _dump(node: Any, reference: Callable[[ast.AST], str | None] = lambda node: None, inner: bool = False) -> str:
+    """Syntax as text, without docstrings, the same in every version of Python.
+
+    Args:
+        node: a node, a list of nodes or a plain value.
+        reference: → the text of a node that stands for something else.
+        inner: whether it stands within another node; what is not, a definition, is written without its name.
+    """
     if isinstance(node, list):
-        return f"[{','.join(map(_dump, node))}]"
+        return f"[{','.join(_dump(n, reference, True) for n in node)}]"
     if not isinstance(node, ast.AST):
         return repr(node)
+    known = reference(node)
+    if known is not None:
+        return known
     parts = dict(ast.iter_fields(node))
     if isinstance(parts.get("body"), list):
         parts["body"] = [n for n in node.body if not (isinstance(n, ast.Expr) and isinstance(n.value, ast.Constant))]
-    kept = [f"{k}={_dump(v)}" for k, v in parts.items() if v not in (None, [])]
+    if not inner:
+        parts.pop("name", None)
+    kept = [f"{k}={_dump(v, reference, True)}" for k, v in parts.items() if v not in (None, [])]
     return f"{type(node).__name__}({','.join(kept)})"
