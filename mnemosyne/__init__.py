@@ -3,9 +3,9 @@
 tx = mnemosyne.pretrained()  # an optax transformation; nothing to tune
 """
 
-from mnemosyne.coordinate import Config
-from mnemosyne.mixed import state_bytes
-from mnemosyne.optimizer import mnemosyne
-from mnemosyne.zoo import pretrained
+from mnemosyne.optimizer.composite import state_bytes
+from mnemosyne.optimizer.rule import Config
+from mnemosyne.optimizer.transform import mnemosyne
+from mnemosyne.optimizer.zoo import pretrained
 
 __all__ = ["Config", "mnemosyne", "pretrained", "state_bytes"]

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mnemosyne import zoo
-from mnemosyne.architectures import ARCHITECTURES
-from mnemosyne.recipes import DIFFERENCES, SEARCHED, Selection, by_search, by_truncation, make_weights
-from mnemosyne.search import SearchConfig
+from mnemosyne.metatrain.recipes import DIFFERENCES, SEARCHED, Selection, by_search, by_truncation, make_weights
+from mnemosyne.metatrain.search import SearchConfig
+from mnemosyne.metatrain.truncated import MetaConfig
+from mnemosyne.optimizer import zoo
+from mnemosyne.optimizer.registry import ARCHITECTURES
 from mnemosyne.store import StoreError
-from mnemosyne.tasks import data
-from mnemosyne.truncated import MetaConfig
+from mnemosyne.tasks.data import images
 
 Positional = tyro.conf.Positional
 TRUNCATED = tuple(name for name in ARCHITECTURES if name in DIFFERENCES and name != "paced")
@@ -38,7 +38,7 @@ def reproduce(
         jobs: notebooks that run at a time; 2 are faster on a CPU, an accelerator serves one.
     """
     try:
-        from mnemosyne.reproduce import reproduce as run
+        from mnemosyne.book.reproduce import reproduce as run
     except ModuleNotFoundError as error:
         raise SystemExit(f"{error.name} is missing: pip install 'mnemosyne-optimizer[notebooks]'") from error
     return run(scale=scale, seed=seed, only=only, force=force, keep_going=keep_going, jobs=jobs)
@@ -55,7 +55,7 @@ def publish(
         scale: of the runs, whose seed is 0.
         only: notebooks, by number (03) or name; all by default.
     """
-    from mnemosyne.publish import publish as run
+    from mnemosyne.book.publish import publish as run
 
     print(f"{len(run(scale=scale, only=only))} files published")
     return 0
@@ -119,29 +119,29 @@ def data_command(action: Positional[Literal["list", "fetch", "verify"]], name: P
         name: a data set; needed by fetch and verify.
     """
     if action == "list":
-        for known in data.NAMES:
+        for known in images.NAMES:
             print(f"{known:14s} {state(known)}")
-        print(f"originals: {data.originals()} (MNEMOSYNE_DATA), prepared: {data.cache()} (MNEMOSYNE_CACHE)")
+        print(f"originals: {images.originals()} (MNEMOSYNE_DATA), prepared: {images.cache()} (MNEMOSYNE_CACHE)")
         return 0
     if name is None:
-        raise ValueError(f"which data set? python -m mnemosyne data {action} {'|'.join(data.SOURCES)}")
+        raise ValueError(f"which data set? python -m mnemosyne data {action} {'|'.join(images.SOURCES)}")
     if action == "fetch":
-        print(f"{name}: originals in {data.fetch(name)}")
+        print(f"{name}: originals in {images.fetch(name)}")
     else:
-        data.verify(name)
+        images.verify(name)
         print(f"{name}: every file is the published one")
     return 0
 
 
 def state(name: str) -> str:
     """One line on whether a data set can be used."""
-    if name in data.DIGITS:
+    if name in images.DIGITS:
         return "bundled with scikit-learn"
     try:
-        data.verify(name)
-        return f"present; {data.SOURCES[name].licence}"
-    except data.DataError:
-        source = data.SOURCES[name]
+        images.verify(name)
+        return f"present; {images.SOURCES[name].licence}"
+    except images.DataError:
+        source = images.SOURCES[name]
         remedy = f"python -m mnemosyne data fetch {name}" if source.url else "no public address; see data/README.md"
         return f"absent or damaged: {remedy}; {source.licence}"
 
@@ -177,7 +177,7 @@ def main(args: list[str] | None = None) -> None:
     """Run one command; a mistake in its arguments or data is a message, not a traceback."""
     try:
         sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mnemosyne", args=args))
-    except (ValueError, data.DataError, StoreError, PermissionError, FileNotFoundError) as error:
+    except (ValueError, images.DataError, StoreError, PermissionError, FileNotFoundError) as error:
         sys.exit(f"mnemosyne: {error}")
 
 

@@ -11,7 +11,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array
 
-from mnemosyne.fingerprint import Deferred
+from mnemosyne.optimizer.zoo import pretrained
 from mnemosyne.types import Data, Params, Scalar, State, Task
 
 
@@ -21,7 +21,7 @@ class Contender(NamedTuple):
     name: str
     make: Callable[[Any], optax.GradientTransformation]  # learning rate, or a setting → optimizer
     rates: tuple[float, ...]
-    settings: Any = None  # pytree of arrays [rates …] or `Deferred`s: what `make` is given in the place of a rate
+    settings: Any = None  # pytree of arrays [rates …]: what `make` is given in the place of a rate
 
     @property
     def each(self) -> Any:
@@ -32,6 +32,25 @@ class Contender(NamedTuple):
 def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
     """An optimizer without a learning rate: one run, no grid. Its rate is written as 1."""
     return Contender(name, lambda rate: tx, (1.0,))
+
+
+def meta_trained(name: str, label: str) -> Contender:
+    """Shipped weights, under a label for tables and figures."""
+    return untuned(label, pretrained(name))
+
+
+RATES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
+"""Seven half-decades, so that the best rate lies inside; an edge is told where it does not."""
+
+ADAM = Contender("Adam", optax.adam, RATES)
+RMSPROP = Contender("RMSProp", optax.rmsprop, RATES)
+SGD = Contender("SGD", optax.sgd, (30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03))
+LION = Contender("Lion", optax.lion, (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5))
+LION_PAPER = Contender("Lion", optax.lion, (1e-1, 1e-2, 2e-3, 1e-3, 1e-4))
+"""The five rates of Tab. 1."""
+
+ADAM_BEYOND = Contender("Adam", optax.adam, (10.0, 3.0, 1.0, 1e-4, 3e-5, 1e-5))
+"""Adam at rates on either side of `RATES`, for tasks whose best is at an edge."""
 
 
 def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int, every: int) -> pd.DataFrame:
@@ -55,8 +74,7 @@ def train(task: Task, contender: Contender, *, seeds: Sequence[int], steps: int,
         ValueError: if `steps` is no positive multiple of `every`.
     """
     stages = course(task, contender, steps, every)
-    known = jax.tree.map(lambda x: x.value if isinstance(x, Deferred) else x, contender.each)
-    each = jax.tree.map(jnp.asarray, known)
+    each = jax.tree.map(jnp.asarray, contender.each)
     which, seed = (np.array(x) for x in zip(*itertools.product(range(len(contender.rates)), seeds), strict=True))
     # On a CPU one after another: products of several runs at once take longer there, to compile and to compute.
     alone = jax.default_backend() == "cpu"

@@ -14,7 +14,7 @@ import matplotlib
 import nbformat
 import pytest
 
-from mnemosyne.coordinate import COORDINATE, LIGHT
+from mnemosyne.optimizer.rule import COORDINATE, LIGHT
 from mnemosyne.tasks import data
 from tests.helpers import rule_of
 
@@ -41,7 +41,7 @@ def digits():
 
 
 CELLS = {
-    "01_good": 'from mnemosyne.results import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
+    "01_good": 'from mnemosyne.book.chapter import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
     'run.claims([Claim(id="x", paper="p", rule="r", ours=f"seed {seed}", verdict="reproduced", anywhere=True)])\n'
     "run.close()",
     "02_bad": "print('before')\nraise RuntimeError('on purpose')",

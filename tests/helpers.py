@@ -8,10 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from mnemosyne.coordinate import coordinate_rule
-from mnemosyne.memory import Memory
-from mnemosyne.metatrain import meta_train
-from mnemosyne.spatial import encode
+from mnemosyne.memory.contract import Memory
+from mnemosyne.metatrain.loop import meta_train
+from mnemosyne.optimizer.odd import odd_rule
+from mnemosyne.optimizer.spatial import encode
 from mnemosyne.types import Task
 
 
@@ -35,7 +35,7 @@ def compiled(pure):
 @cache
 def rule_of(config):
     """One compiled coordinate-wise rule for all tests of a configuration."""
-    return compiled(coordinate_rule(config))
+    return compiled(odd_rule(config))
 
 
 @partial(jax.jit, static_argnums=0)

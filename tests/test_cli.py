@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,12 +7,14 @@ import optax
 import pytest
 
 from mnemosyne import __main__ as cli
-from mnemosyne import bench, recipes, zoo
-from mnemosyne.architectures import ARCHITECTURES
-from mnemosyne.evolution import EvolutionConfig
+from mnemosyne.book import bench
+from mnemosyne.metatrain import recipes
+from mnemosyne.metatrain.pes import PESConfig
+from mnemosyne.metatrain.truncated import MetaConfig
+from mnemosyne.optimizer import zoo
+from mnemosyne.optimizer.registry import ARCHITECTURES
 from mnemosyne.tasks import sets, suite
 from mnemosyne.tasks.classify import MLPSpec
-from mnemosyne.truncated import MetaConfig
 from mnemosyne.types import Task
 
 
@@ -100,9 +103,9 @@ def test_meta_train_mistakes(capsys):
     assert "window 7 does not divide horizon 100" in " ".join((said.out + said.err).replace("│", " ").split())
 
 
-@pytest.mark.parametrize(("module", "config"), [("truncated.py", MetaConfig), ("evolution.py", EvolutionConfig)])
+@pytest.mark.parametrize(("module", "config"), [("truncated.py", MetaConfig), ("pes.py", PESConfig)])
 def test_every_configuration_field_is_explained(module, config):
-    source = (zoo.folder().parent / module).read_text()
+    source = (Path(recipes.__file__).parent / module).read_text()
     for field in config.__dataclass_fields__:
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{field}:"))
         assert "#" in line or field == "seed"

@@ -5,8 +5,7 @@ import optax
 import pandas as pd
 import pytest
 
-from mnemosyne.baselines import ADAM, RMSPROP, SGD
-from mnemosyne.evaluate import Contender, best_rates, diverged, interval, train, untuned
+from mnemosyne.evaluate import ADAM, RMSPROP, SGD, Contender, best_rates, diverged, interval, train, untuned
 from mnemosyne.types import Task
 
 

@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from mnemosyne import folders
+from mnemosyne.book import folders
 from tools import environment
 
 ROOT = folders.root()

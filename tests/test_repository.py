@@ -11,7 +11,7 @@ import nbformat
 import pytest
 import yaml
 
-from mnemosyne import folders, results
+from mnemosyne.book import chapter, folders
 
 ROOT = folders.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -32,7 +32,7 @@ def test_conda_environment_installs_the_project_with_its_extras():
 
 
 def test_there_are_notebooks_and_none_escapes():
-    assert [p.stem for p in NOTEBOOKS] == results.notebooks()
+    assert [p.stem for p in NOTEBOOKS] == chapter.notebooks()
     assert len(NOTEBOOKS) >= 4
     makefile = (ROOT / "Makefile").read_text()
     assert "--nbval-lax" in makefile
@@ -78,7 +78,7 @@ def test_committed_notebook_is_executed_small_and_clean(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_verdicts_are_the_ones_shown(path):
     """The page was executed at laptop, and shows each claim with its rule, whole, and its verdict, as published."""
-    claims = results.published_claims("laptop", path.stem)
+    claims = chapter.published_claims("laptop", path.stem)
     assert claims
     notebook = nbformat.read(path, as_version=4)
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
@@ -105,7 +105,7 @@ def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
 def test_choosing_what_to_run_starts_no_accelerator():
     """A TPU serves one process, and that has to be the notebook's, not the one that starts it."""
     program = (
-        "from mnemosyne import reproduce\n"
+        "from mnemosyne.book import reproduce\n"
         "from jax._src import xla_bridge\n"
         "reproduce.up_to_date('01_memory', 'quick', 0)\n"
         "reproduce.fingerprint_of('01_memory', 'quick', 0)\n"
@@ -120,13 +120,13 @@ def test_no_machine_path_and_no_pickle_in_tracked_text():
         if path.suffix in suffixes and path.name != "test_repository.py":
             text = path.read_text(errors="ignore")
             assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/\w", text), path
-            if path.suffix == ".py" and path.parent.name != "tests":
+            if path.suffix == ".py" and "tests" not in path.parts:
                 assert "pickle" not in text.replace("allow_pickle=False", ""), path
 
 
 def test_readme_names_every_notebook_and_the_two_commands():
     readme = (ROOT / "README.md").read_text()
-    for needed in ("make figures", "make test", "mnemosyne.pretrained()", *results.notebooks()):
+    for needed in ("make figures", "make test", "mnemosyne.pretrained()", *chapter.notebooks()):
         assert needed in readme
     for link in re.findall(r"\]\(((?!http)[^)#]+)", readme):
         assert (ROOT / link).exists(), link

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from mnemosyne.tasks.attention import patches
-from mnemosyne.tasks.data import Dataset, Split, draw, standardise
-from mnemosyne.tasks.networks import encoder
+from mnemosyne.tasks.data.images import Dataset, Split, draw, standardise
+from mnemosyne.tasks.models.networks import encoder
+from mnemosyne.tasks.models.transformer import patches
 from mnemosyne.types import Params, Task
 
 ACTIVATIONS: dict[str, Callable] = {"sigmoid": nn.sigmoid, "relu": nn.relu}

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from mnemosyne.tasks import suite
 from mnemosyne.tasks.classify import MLPSpec, ViTSpec, classify
-from mnemosyne.tasks.data import Dataset, pool
-from mnemosyne.tasks.text import Text
+from mnemosyne.tasks.data.images import Dataset, pool
+from mnemosyne.tasks.data.text import Text
 from mnemosyne.types import Task
 
 # Drawn by hand from the ranges of App. B.1: 1–2 hidden layers of 20–40 units, sigmoid or ReLU; 1–3 attention

@@ -16,14 +16,14 @@ import optax
 from jaxtyping import Array
 from tokenizers import Tokenizer
 
-from mnemosyne.tasks.bert import Bert
 from mnemosyne.tasks.classify import classifier
-from mnemosyne.tasks.corpora import masked_lm, span_corruption
-from mnemosyne.tasks.data import Dataset
-from mnemosyne.tasks.t5 import EncoderDecoder
-from mnemosyne.tasks.text import read_text
-from mnemosyne.tasks.tokens import BERT_SPECIAL, T5_SPECIAL, stream, with_sentinels, wordpiece
-from mnemosyne.tasks.vision import VisionTransformer
+from mnemosyne.tasks.data.images import Dataset
+from mnemosyne.tasks.data.text import read_text
+from mnemosyne.tasks.data.tokens import BERT_SPECIAL, T5_SPECIAL, stream, with_sentinels, wordpiece
+from mnemosyne.tasks.denoising import masked_lm, span_corruption
+from mnemosyne.tasks.models.bert import Bert
+from mnemosyne.tasks.models.t5 import EncoderDecoder
+from mnemosyne.tasks.models.vision import VisionTransformer
 from mnemosyne.types import Data, Params, Scalar, Task
 
 Size = tuple[int, int]  # layers, width

@@ -10,9 +10,9 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from mnemosyne.tasks.classify import ViTSpec, classify
-from mnemosyne.tasks.data import Dataset, draw, pool, standardise
-from mnemosyne.tasks.networks import Attentive, Convolutional, Recurrent, Stack
-from mnemosyne.tasks.text import Text
+from mnemosyne.tasks.data.images import Dataset, draw, pool, standardise
+from mnemosyne.tasks.data.text import Text
+from mnemosyne.tasks.models.networks import Attentive, Convolutional, Recurrent, Stack
 from mnemosyne.types import Data, Scalar, Task
 
 HELD_OUT = 1_000

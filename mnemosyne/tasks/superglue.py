@@ -17,11 +17,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
-from mnemosyne.tasks.data import DataError, paths, verify
-from mnemosyne.tasks.sources import SOURCES
-from mnemosyne.tasks.t5 import EncoderDecoder, shift_right
-from mnemosyne.tasks.text import read_text
-from mnemosyne.tasks.tokens import T5_SPECIAL, special_tokens
+from mnemosyne.tasks.data.images import DataError, paths, verify
+from mnemosyne.tasks.data.sources import SOURCES
+from mnemosyne.tasks.data.text import read_text
+from mnemosyne.tasks.data.tokens import T5_SPECIAL, special_tokens
+from mnemosyne.tasks.models.t5 import EncoderDecoder, shift_right
 from mnemosyne.types import Data, Params, Scalar, Task
 
 Row = dict[str, Any]

@@ -12,7 +12,7 @@ import torch
 import transformers
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from tests.models import GOLDEN, TINY
+from tests.tasks.models import GOLDEN, TINY
 
 Arrays = dict[str, np.ndarray]
 

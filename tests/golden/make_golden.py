@@ -11,7 +11,7 @@ PATH = Path(__file__).with_name("three_meta_steps.json")
 
 def three_steps() -> dict[str, list[float]]:
     """Sums that any change of the computation would move: of θ's leaves, of the optimizees, of the log."""
-    from tests.test_truncated import META, TASKS, trainer
+    from tests.metatrain.test_truncated import META, TASKS, trainer
 
     t = trainer(coordinates=META.coordinates)._replace(tasks=TASKS)
     step, carry, losses = jax.jit(t.iterate), t.start(), []

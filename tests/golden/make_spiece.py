@@ -8,8 +8,8 @@ import json
 
 import sentencepiece
 
-from mnemosyne.tasks.text import grammar
-from tests.models import GOLDEN
+from mnemosyne.tasks.data.text import grammar
+from tests.tasks.models import GOLDEN
 
 TEXTS = ["this bold cat sees a dog.", "  these   quick birds chase some crows. ", "zebra & co", "", "queens"]
 

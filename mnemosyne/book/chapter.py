@@ -1,0 +1,292 @@
+"""A notebook's run: what it computes is kept, and it writes tables, figures and claims.
+
+run = open_run("07_mlps", scale, seed)      # rejects an unknown scale, makes the folders
+params, _ = run.pretrain(vit.task, 3_000)    # kept on disk, as are
+rows = run.train(task, contender, 500)       # these: a killed run goes on from here
+drawn = run.keep(study.variances, maps, s)   # and these
+table = run.table("fig10", rows)             # runs/<scale>/tables/fig10.csv, read back
+run.figure("fig10", fig)                     # runs/<scale>/figures/fig10.png and .pdf
+run.claims([...])                            # runs/<scale>/tables/07_mlps.claims.json
+"""
+
+import functools
+import hashlib
+import io
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from mnemosyne.book import folders
+from mnemosyne.book.kept import Kept
+from mnemosyne.book.keys import Deferred, code, combined, program, shapes, value
+from mnemosyne.book.scale import Scale, scale_named
+from mnemosyne.book.verdicts import VERDICTS
+from mnemosyne.evaluate import Contender, course, train
+from mnemosyne.metatrain.loop import meta_train
+from mnemosyne.optimizer import zoo
+from mnemosyne.provenance import device, versions
+from mnemosyne.tasks.standins import pretrain, pretraining
+from mnemosyne.types import Params, Task, Theta
+
+STYLE = Path(__file__).parent / "paper.mplstyle"
+_UNDATED = {"metadata": {"CreationDate": None}}
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One statement of the paper, and what we found (ids: README)."""
+
+    id: str
+    paper: str  # what the paper says
+    rule: str  # how the verdict follows from numbers, written before the run
+    ours: str  # what we measured
+    verdict: str  # one of VERDICTS
+    interval: str = ""  # 95%, over seeds
+    seeds: int = 1
+    note: str = ""
+    anywhere: bool = False  # theory, structure or a count, which any scale can judge; others wait for real data
+
+    def __post_init__(self):
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict {self.verdict!r} of claim {self.id!r} is none of {VERDICTS}")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One notebook at one scale with one seed."""
+
+    notebook: str
+    scale: Scale
+    seed: int
+    started: float
+    kept: Kept
+    written: dict[str, str]  # path under the run's folder → hash of what this run has written there
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Seeds of the independent runs; those of two notebook seeds never overlap."""
+        return tuple(range(1000 * self.seed, 1000 * self.seed + self.scale.seeds))
+
+    @property
+    def folder(self) -> Path:
+        return folders.runs(self.scale.name, self.seed)
+
+    def few(self, items: Sequence, count: int) -> list:
+        """All items; at a scale that only shows that everything runs, the first few."""
+        return list(items) if self.scale.judges else list(items[:count])
+
+    def keep(self, compute: Callable, *args: Any, **kwargs: Any) -> Any:
+        """A table, or several, that a function of the package computes, once.
+
+        A second call, in this process or a later one, reads what the first wrote. The key is the function's code with
+        all of the package that it reaches, its arguments by value, the shipped weights, and versions.
+        """
+        what = code(compute), value(args), value(kwargs), *(zoo.digest(name) for name in zoo.shipped())
+        key = combined("keep", *what, jax.__version__, np.__version__)
+        return self.kept.get(key, lambda: compute(*args, **kwargs))
+
+    def train(self, task: Task, contender: Contender, steps: int) -> pd.DataFrame:
+        """`evaluate.train` at this scale and with this run's seeds, once.
+
+        A second call reads what the first wrote, so a killed run goes on from there. The key is a run's programs as JAX
+        traces them, with their constants; the data, settings and seeds; and JAX's version. Names of task and contender
+        are no part of it.
+        """
+        return self.trained(task, contender, steps).value
+
+    def trained(self, task: Task, contender: Contender, steps: int) -> Deferred:
+        """The same, trained or read when its value is asked for."""
+        every, each = self.scale.every, contender.each
+        setting = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes(each))
+        stages, rng = course(task, contender, steps, every), jax.random.key(0)
+        params = jax.eval_shape(stages.init, rng)
+        carry = params, jax.eval_shape(stages.begin, setting, params)
+        given = (0,), (rng,), (setting, params), (setting, rng, 0, carry, task.data), (params, task.data)
+        traced = [program(stage, *args) for stage, args in zip(stages, given, strict=True)]
+        key = combined("train", *traced, *map(value, (steps, task.data, each, self.seeds)), jax.__version__)
+        known = lambda: jax.tree.map(lambda x: x.value if isinstance(x, Deferred) else x, contender.settings)
+        compute = lambda: train(task, contender._replace(settings=known()), seeds=self.seeds, steps=steps, every=every)
+        named = {"task": task.name, "optimizer": contender.name}
+        return Deferred(combined(key, *named.values()), None, lambda: self.kept.get(key, compute).assign(**named))
+
+    def summary(self, summarise: Callable[..., Any], parts: Sequence[Deferred], **options: Any) -> Any:
+        """`summarise(values of the parts, **options)`, kept by their keys: found again without the parts."""
+        key = combined("summary", code(summarise), value(options), *(p.key for p in parts))
+        return self.kept.get(key, lambda: summarise([p.value for p in parts], **options))
+
+    def pretrain(self, task: Task, steps: int) -> tuple[Params, dict[str, float]]:
+        """`standins.pretrain` with this run's seed, once: (parameters, metrics). The key is as that of `train`."""
+        traced = program(pretraining(task, steps), jax.random.key(0), task.data)
+        key = combined("pretrain", traced, value(task.data), value(self.seed), jax.__version__)
+        like = jax.eval_shape(task.init, jax.random.key(0))
+        return self.kept.arrays(key, like, lambda: pretrain(task, steps, self.seed))
+
+    def meta_train(self, trainer: Any) -> tuple[Deferred, Deferred]:
+        """`metatrain.meta_train`, once: (θ, log), each read or computed when its value is asked for.
+
+        A second call reads what the first wrote, and a killed one goes on from its last checkpoint. The key is the
+        programs of the start and of an iteration as JAX traces them, the tasks' data, and JAX's version.
+        """
+        data, like = tuple(t.data for t in trainer.tasks), jax.eval_shape(trainer.start)
+        programs = program(trainer.start), program(trainer.iterate, like, data)
+        key = combined("meta-train", *programs, value(data), value(trainer.config.iterations), jax.__version__)
+        folder, of_theta = folders.cache() / "meta-training" / key[:24], combined("theta", key)
+
+        @functools.cache
+        def trained() -> tuple[Theta, list[dict]]:
+            if self.kept.force:
+                shutil.rmtree(folder, ignore_errors=True)
+            theta, log = meta_train(trainer, folder=folder)
+            keep = Kept(force=True, used=self.kept.used)
+            keep.arrays(of_theta, like.theta, lambda: (theta, {}))
+            keep.get(key, lambda: log)
+            shutil.rmtree(folder)  # its checkpoint holds every optimizee's memories: a hundred times θ
+            return theta, log
+
+        theta = lambda: self.kept.arrays(of_theta, like.theta, lambda: (trained()[0], {}))[0]
+        log = lambda: self.kept.get(key, lambda: trained()[1])
+        return Deferred(of_theta, like.theta, theta), Deferred(key, None, log)
+
+    def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
+        """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""
+        self._write(f"tables/{id}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+        about = {
+            "notebook": self.notebook,
+            "command": f"make figures SCALE={self.scale.name} ONLY={self.notebook.split('_')[0]}",
+            "scale": asdict(self.scale),
+            "seed": self.seed,
+            "versions": versions(),
+            "device": device(),
+            "computed": self.kept.sources(),
+        }
+        self._write(f"tables/{id}.meta.json", _json(about))
+        return pd.read_csv(self.folder / "tables" / f"{id}.csv")
+
+    def figure(self, id: str, fig: plt.Figure) -> None:
+        """Save a figure as PNG and, byte for byte the same each time, PDF."""
+        for kind, options in {"png": {"dpi": 160, "metadata": {"Software": None}}, "pdf": _UNDATED}.items():
+            drawn = io.BytesIO()
+            fig.savefig(drawn, format=kind, **options)
+            self._write(f"figures/{id}.{kind}", drawn.getvalue())
+
+    def claims(self, claims: list[Claim]) -> pd.DataFrame:
+        """Write `<notebook>.claims.json` and return the claims as a table.
+
+        On small data that stand for nothing, an empirical claim is not testable, whatever came out.
+        """
+        if not self.scale.judges:
+            claims = [c if c.anywhere else replace(c, verdict="not testable at this scale") for c in claims]
+        rows = [asdict(c) for c in claims]
+        self._write(f"tables/{self.notebook}.claims.json", _json(rows))
+        return pd.DataFrame(rows).set_index("id")[["verdict", "paper", "rule", "ours", "interval", "seeds", "note"]]
+
+    def close(self) -> pd.DataFrame:
+        """How this run came: versions, device, seconds; and what it was handed of runs, and where these were computed.
+
+        It also notes what it wrote, and which kept entries it used, so that they can be published with it.
+        """
+        note = {"written": self.written, "used": sorted(self.kept.used)}
+        folders.write(_note(self.scale.name, self.notebook, self.seed), _json(note))
+        seconds = f"{time.perf_counter() - self.started:.0f}"
+        about = {"scale": self.scale.name, "data": self.scale.data, "seed": str(self.seed)}
+        about |= {"versions": versions(), "device": device(), "seconds": seconds}
+        for i, source in enumerate(self.kept.sources()):
+            told = ", ".join(v for k, v in source.items() if k != "entries")
+            about[f"rows of {source['entries']} runs" + " " * i] = told
+        return pd.DataFrame(about.items(), columns=["", "this run"])
+
+    def _write(self, path: str, content: bytes) -> None:
+        folders.write(self.folder / path, content)
+        self.written[path] = digest(self.folder / path)
+
+
+def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
+    """Open a notebook's run.
+
+    Args:
+        notebook: its name without the ending, as "07_mlps".
+        scale: a key of `scale.SCALES`.
+        seed: offsets every random key.
+
+    Raises:
+        ValueError: an unknown scale, a seed that is not a whole number ≥ 0, a notebook that is not there.
+        PermissionError: if results cannot be written.
+    """
+    chosen = scale_named(scale)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed must be a whole number ≥ 0, got {seed!r}")
+    if not (folders.root() / "notebooks" / f"{notebook}.ipynb").exists():
+        raise ValueError(f"no notebook {notebook!r}; there are {', '.join(notebooks())}")
+    force = bool(os.environ.get("MNEMOSYNE_FORCE"))
+    run = Run(notebook, chosen, seed, time.perf_counter(), Kept(force), {})
+    for kind in ("tables", "figures"):
+        folders.writable(run.folder / kind)
+    plt.style.use(STYLE)
+    pd.set_option("display.max_colwidth", None)
+    print(f"{notebook} at scale {scale}: {chosen.data}, {chosen.seeds} seeds from {run.seeds[0]}")
+    return run
+
+
+def notebooks() -> list[str]:
+    """Names of all notebooks, in the order they run."""
+    return sorted(p.stem for p in (folders.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def written(scale: str, notebook: str, seed: int = 0) -> dict[str, str]:
+    """What a notebook's last whole run wrote: path under the run's folder → hash. Empty if there was none."""
+    return _noted(scale, notebook, seed)["written"]
+
+
+def used(scale: str, notebook: str, seed: int = 0) -> list[str]:
+    """Keys of the kept entries that a notebook's last whole run used."""
+    return _noted(scale, notebook, seed)["used"]
+
+
+def _noted(scale: str, notebook: str, seed: int) -> dict:
+    path = _note(scale, notebook, seed)
+    return json.loads(path.read_text()) if path.exists() else {"written": {}, "used": []}
+
+
+def _note(scale: str, notebook: str, seed: int) -> Path:
+    return folders.runs(scale, seed) / "tables" / f"{notebook}.run.json"
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _json(content: Any) -> bytes:
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def read_claims(scale: str, notebook: str, seed: int = 0) -> list[dict]:
+    """The claims that a notebook's run wrote at a scale; empty if it has not run."""
+    path = folders.runs(scale, seed) / "tables" / f"{notebook}.claims.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def published_claims(scale: str, notebook: str) -> list[dict]:
+    """The claims of a notebook that are published for a scale."""
+    path = folders.published_tables(scale) / f"{notebook}.claims.json"
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+def read_table(scale: str, id: str, seed: int = 0) -> pd.DataFrame | None:
+    """A table that another notebook's run wrote; else the published one, and a line says so; else None."""
+    path = folders.runs(scale, seed) / "tables" / f"{id}.csv"
+    if not path.exists():
+        path = folders.published_tables(scale) / f"{id}.csv"
+        if path.exists():
+            print(f"{id}: the published table; no run here has written it")
+    return pd.read_csv(path) if path.exists() else None

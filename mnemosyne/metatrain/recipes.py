@@ -1,0 +1,222 @@
+"""From a name to shipped weights: meta-train, choose a snapshot on validation tasks, write the card."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pandas as pd
+
+from mnemosyne import store
+from mnemosyne.evaluate import Contender, train
+from mnemosyne.metatrain.loop import meta_train
+from mnemosyne.metatrain.search import Search, SearchConfig
+from mnemosyne.metatrain.students import by_coordinate, whole
+from mnemosyne.metatrain.truncated import MetaConfig, Truncated
+from mnemosyne.optimizer.pace import pace_over
+from mnemosyne.optimizer.registry import ARCHITECTURES, COORDINATEWISE
+from mnemosyne.optimizer.zoo import digest, load_weights, path_of, save_weights
+from mnemosyne.provenance import device, versions
+from mnemosyne.tasks import data, sets
+from mnemosyne.tasks.data.text import load_text
+from mnemosyne.types import Task, Theta
+
+
+class Recipe(NamedTuple):
+    """How the weights of one name are made."""
+
+    trainer: Any  # a `Truncated` or a `Search`
+    complete: Callable[[Theta], Theta]  # what is trained → all weights of the architecture
+    validation: list[Task]  # what snapshots are compared on
+    about: tuple[str, ...]  # lines of the card: data, tasks, differences from the paper
+    options: tuple[str, ...] = ()  # of the command, besides those of the trainer and the selection
+
+
+@dataclass(frozen=True)
+class Selection:
+    """How a snapshot is chosen: the lowest mean of log training loss over validation tasks and marks."""
+
+    marks: tuple[int, ...] = (100, 300)  # training steps at which losses count
+    seeds: tuple[int, ...] = (0,)
+    snapshots: int = 8  # the last so many
+
+
+SEARCHED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
+"""How a snapshot of a search is chosen."""
+
+TASKS = dict.fromkeys(("tensor", "tensor_averaged"), sets.TENSOR_TRAIN)
+"""Who learns on other networks than `sets.META_TRAIN`."""
+
+DIFFERENCES = {
+    "coordinate": "the paper's inputs, blocks and horizons",
+    "odd": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
+    "light": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
+    "normalised": "light, with each element's gradient also divided by its own running size, as Adam does",
+    "paced": "the direction of `normalised` at a pace of its own for every tensor, a power law of nine features",
+    "lstm": "two LSTM layers of 20, as Andrychowicz et al. 2016",
+    "s4": "the blocks of `coordinate` with a diagonal state-space model (S4D) of four states a channel as memory",
+    "velo_lstm": "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
+    "without its large-scale meta-training",
+    "tensor": "each tensor's gradient is divided by its running size; chunks of 128 elements, two levels of pooling",
+    "tensor_averaged": "as tensor, but of gradients averaged over some ten steps (β = 0.9), at two bytes a parameter",
+    "velo_cam": "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
+}
+"""What sets each apart, for its card."""
+
+
+def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe:
+    """The paper's way (App. B.1): small networks on MNIST, horizons of 100 steps, imitation of Adam."""
+    images = data.load(dataset)
+    members, entry = TASKS.get(name, sets.META_TRAIN), COORDINATEWISE.get(name)
+    student = by_coordinate(*entry, meta.coordinates) if entry else whole(ARCHITECTURES[name], meta.horizon)
+    return Recipe(
+        trainer=Truncated(student, tuple(sets.build(members, images)), meta),
+        complete=lambda theta: theta,
+        validation=sets.build(sets.META_VALIDATION, images),
+        about=(
+            f"- **Data**: {dataset}, training split without its {len(images.validation.labels):,} validation images; "
+            "batches of 64.",
+            f"- **Meta-training tasks**: {_list(members)}.",
+            f"- **Validation tasks**: {_list(sets.META_VALIDATION)}. No network of Fig. 3 or Fig. 10 took part.",
+            f"- **Differences from the paper**: {DIFFERENCES[name]}; tasks weighed by what the expert's updates are "
+            "worth to each; expert rate and meta-rate as below (the paper: 3e-2 and 3e-4).",
+        ),
+        options=() if dataset == "mnist" else (f"--dataset {dataset}",),
+    )
+
+
+def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str = "wikitext2") -> Recipe:
+    """A pace for the shipped direction `normalised`, searched for with Adam's direction in its place for speed."""
+    pictures, characters = data.load(images), load_text(text)
+    tasks, validation = (make(pictures, characters) for make in (sets.varied_train, sets.varied_validation))
+    theta, _ = load_weights(path_of("normalised"))
+    return Recipe(
+        trainer=Search(pace_over(optax.adam(1e-2)), tuple(tasks), config),
+        complete=lambda law: {"direction": theta, "pace": law},
+        validation=validation,
+        about=(
+            f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViTs), and {text}.",
+            f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
+            f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
+            "network of Fig. 3 or Fig. 10 took part.",
+            f"- **Direction**: the weights of `normalised`, sha256 {digest('normalised')}. The law was searched for "
+            "over Adam's direction at rate 1e-2, which `normalised` was trained to imitate, at a fifth of the cost.",
+            f"- **Differences from the paper**: {DIFFERENCES[name]}.",
+        ),
+    )
+
+
+def make_weights(
+    name: str, recipe: Recipe, out: Path, selection: Selection, report: Callable[[dict], None] = lambda row: None
+) -> Path:
+    """Meta-train and write `<name>.safetensors`, its card `<name>.md` and its log `<name>.csv` into `out`.
+
+    Everything that happens is kept in `out`, and a run that was stopped goes on where it was.
+
+    Args:
+        name: a key of `ARCHITECTURES`.
+        recipe: how its weights are made.
+        out: the run's folder.
+        selection: how a snapshot is chosen afterwards.
+        report: called with each row of the log.
+
+    Returns:
+        The weights file.
+    """
+    _, log = meta_train(recipe.trainer, folder=out, report=report)
+    tried, thetas = select(name, recipe, out, selection)
+    best = tried.loc[tried.score.idxmin()]
+    path = out / f"{name}.safetensors"
+    save_weights(path, thetas[best.name], name, iteration=str(best.iteration))
+    pd.DataFrame(log).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
+    path.with_suffix(".md").write_text(write_card(name, recipe, selection, log, tried))
+    return path
+
+
+def select(name: str, recipe: Recipe, out: Path, selection: Selection) -> tuple[pd.DataFrame, list[Theta]]:
+    """Score a run's last snapshots on the validation tasks: rows (snapshot, iteration, score, <task> …), and all θ."""
+    paths = sorted(out.glob("theta-*.safetensors"))[-selection.snapshots :]
+    like = jax.eval_shape(lambda: recipe.trainer.start().theta)
+    thetas = [recipe.complete(store.load_tree(path, like)) for path in paths]
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *thetas)
+    # All snapshots in one program: the "rate" is a snapshot's number.
+    contender = Contender(name, ARCHITECTURES[name].make, tuple(range(len(paths))), stacked)
+    every = int(np.gcd.reduce(selection.marks))
+    scores = {}
+    for task in recipe.validation:
+        runs = train(task, contender, seeds=selection.seeds, steps=max(selection.marks), every=every)
+        at = runs[runs.step.isin(selection.marks)]
+        scores[task.name] = at.groupby("rate").train_loss.agg(lambda v: np.log(v.to_numpy()).mean())  # NaN stays NaN
+    tried = pd.DataFrame(scores).fillna(np.inf)
+    tried.insert(0, "score", tried.mean(axis=1))
+    tried.insert(0, "iteration", [int(path.stem.split("-")[1]) for path in paths])
+    tried.insert(0, "snapshot", [path.name for path in paths])
+    tried.to_csv(out / "selection.csv", index=False)
+    return tried, thetas
+
+
+def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict], tried: pd.DataFrame) -> str:
+    """The card: what these weights are and how they came, in Markdown."""
+    config = recipe.trainer.config
+    best = tried.loc[tried.score.idxmin()]
+    curve = pd.DataFrame(log).drop(columns="seconds").iloc[np.unique(np.linspace(0, len(log) - 1, 16).astype(int))]
+    lines = [
+        f"# {name}",
+        "",
+        f"- **Command**: `{command(name, recipe, selection)}`",
+        *recipe.about,
+        f"- **Meta-training**: {type(recipe.trainer).__name__}, `{json.dumps(asdict(config))}`",
+        f"- **Snapshot**: iteration {int(best.iteration)}, chosen among the last {len(tried)} by mean log training "
+        f"loss at steps {', '.join(map(str, selection.marks))} on the validation tasks, seeds {list(selection.seeds)}.",
+        f"- **Time**: {sum(row['seconds'] for row in log) / 60:.0f} minutes on {device()}.",
+        f"- **Versions**: {versions()}.",
+        f"- **Seed**: {config.seed}. One meta-seed; another may do better or worse.",
+        "- **Licence**: Apache-2.0, as the package.",
+        "",
+        "## Meta-training curve",
+        "",
+        f"Means over {recipe.trainer.chunk} iterations.",
+        "",
+        *_table(curve),
+        "",
+        "## Choice of the snapshot",
+        "",
+        "Mean log training loss on the validation tasks.",
+        "",
+        *_table(tried[["iteration", "score"]]),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def command(name: str, recipe: Recipe, selection: Selection) -> str:
+    """The shell command that makes these weights: flags for what is not a default."""
+    config = recipe.trainer.config
+    searched = isinstance(config, SearchConfig)
+    words = [f"python -m mnemosyne {'search' if searched else f'meta-train {name}'}", *recipe.options]
+    words += flags(config, type(config)())
+    return " ".join(words + flags(selection, SEARCHED if searched else Selection(), "selection."))
+
+
+def flags(chosen: Any, standard: Any, prefix: str = "") -> list[str]:
+    """Command-line flags for the fields of a configuration that differ from a standard one."""
+    text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
+    pairs = [(k, v) for k, v in asdict(chosen).items() if v != asdict(standard)[k]]
+    return [f"--{prefix}{k.replace('_', '-')} {text(v)}" for k, v in pairs]
+
+
+def _table(rows: pd.DataFrame) -> list[str]:
+    """Lines of a Markdown table."""
+    head = f"| {' | '.join(rows.columns)} |"
+    return [head, "|---" * len(rows.columns) + "|"] + [
+        f"| {' | '.join(f'{v:.4g}' for v in row)} |" for row in rows.itertuples(index=False)
+    ]
+
+
+def _list(members) -> str:
+    return "; ".join(f"{spec}{f' on images pooled by {f}' if f > 1 else ''}" for spec, f in members)

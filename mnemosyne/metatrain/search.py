@@ -1,0 +1,116 @@
+"""Search for a few weights over whole runs: a separable natural evolution strategy (Schaul et al. 2011).
+
+A generation draws laws θ ± σ ⊙ ε, trains every task from the start with each of them, on the same batches, and moves
+θ and σ towards those with the lower losses. Losses are compared as logarithms at several steps of a run, so that all
+tasks count alike and a run must be good at any time. Costs whole runs where persistent evolution costs windows, and
+gives comparisons without its accumulated noise: right for a dozen weights, hopeless for thousands.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float
+
+from mnemosyne.metatrain.loop import check_positive
+from mnemosyne.types import Learned, Task, Theta
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What the search does."""
+
+    iterations: int = 20  # generations
+    steps: int = 1000  # length of a run
+    marks: tuple[int, ...] = (50, 100, 200, 400, 700, 1000)  # losses count over the last quarter before each
+    pairs: int = 8  # antithetic pairs of candidates a generation
+    sigma: float = 0.5  # standard deviation of the candidates at first
+    sigma_rate: float = 0.125  # how fast it adapts
+    bound: float = 1.0  # a candidate's log-loss counts as at most this far from the generation's median
+    seed: int = 0
+
+    def __post_init__(self):
+        check_positive(self, "iterations", "steps", "pairs")
+        if max(self.marks) > self.steps or min(self.marks) < 4:
+            raise ValueError(f"marks {self.marks} must lie between 4 and the {self.steps} steps of a run")
+
+
+class Carry(NamedTuple):
+    """Everything the search goes on from; what a checkpoint holds."""
+
+    theta: Theta
+    sigma: Theta  # of θ's structure
+    iteration: Array  # int32
+
+
+class Search(NamedTuple):
+    """Pure functions of one search; `metatrain.meta_train` runs it."""
+
+    learned: Learned
+    tasks: tuple[Task, ...]
+    config: SearchConfig
+
+    chunk = 1  # generations compiled into one program
+    save_every = 2
+
+    def start(self) -> Carry:
+        """The law before the search, and how far from it candidates are drawn."""
+        theta = self.learned.init(jax.random.key(self.config.seed))
+        sigma = jax.tree.map(lambda a: jnp.full_like(a, self.config.sigma), theta)
+        return Carry(theta, sigma, jnp.zeros((), jnp.int32))
+
+    def fitness(self, task: Task, data, theta: Theta, key: Array) -> Float[Array, "marks"]:
+        """Train once from the start: log of the mean loss over the last quarter before each mark."""
+        tx = optax.with_extra_args_support(self.learned.make(theta))
+        init_key, batch_key = jax.random.split(key)
+        params = task.init(init_key)
+
+        def step(carry, t):
+            params, state = carry
+            loss, grads = jax.value_and_grad(task.loss)(params, task.batch(data, jax.random.fold_in(batch_key, t)))
+            updates, state = tx.update(grads, state, params, value=loss, horizon=self.config.steps)
+            return (optax.apply_updates(params, updates), state), loss
+
+        _, losses = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(self.config.steps))
+        return jnp.stack([jnp.log(jnp.mean(losses[mark - mark // 4 : mark])) for mark in self.config.marks])
+
+    def iterate(self, carry: Carry, data: tuple) -> tuple[Carry, dict[str, Array]]:
+        """One generation."""
+        c = self.config
+        key = jax.random.fold_in(jax.random.key(c.seed), carry.iteration)
+        centre, unravel = ravel_pytree(carry.theta)
+        spread, _ = ravel_pytree(carry.sigma)
+        half = jax.random.normal(key, (c.pairs, centre.size))
+        noise = jnp.concatenate([half, -half])
+        candidates = jnp.concatenate([centre[None] + spread[None] * noise, centre[None]])
+        found = []
+        for i, (task, arrays) in enumerate(zip(self.tasks, data, strict=True)):
+            run = lambda v, k, task=task, arrays=arrays: self.fitness(task, arrays, unravel(v), k)
+            found.append(jax.vmap(run, in_axes=(0, None))(candidates, jax.random.fold_in(key, i)))
+        found = jnp.stack(found)  # [tasks candidates+1 marks]
+        utility = utilities(fitness_of(found[:, :-1], c.bound))
+        centre = centre + spread * (utility @ noise)
+        spread = spread * jnp.exp(c.sigma_rate * (utility @ (noise**2 - 1.0)))
+        measured = {"loss": jnp.mean(found[:, -1]), "last": jnp.mean(found[:, -1, -1]), "sigma": jnp.mean(spread)}
+        measured["failed"] = jnp.mean(~jnp.isfinite(found))
+        return Carry(unravel(centre), unravel(spread), carry.iteration + 1), measured
+
+
+def fitness_of(found: Float[Array, "tasks n marks"], bound: float) -> Float[Array, "n"]:
+    """Mean log-loss of each candidate, each task and mark counted relative to the candidates' median, within ±bound."""
+    finite = jnp.where(jnp.isfinite(found), found, jnp.inf)
+    relative = finite - jnp.median(finite, axis=1, keepdims=True)
+    return jnp.mean(jnp.clip(jnp.where(jnp.isnan(relative), 0.0, relative), -bound, bound), axis=(0, 2))
+
+
+def utilities(fitness: Float[Array, "n"]) -> Float[Array, "n"]:
+    """Weights of the candidates by rank, the better half positive before their mean is taken off."""
+    n = fitness.shape[0]
+    below = jnp.sum(fitness[None, :] < fitness[:, None], axis=1)
+    equal = jnp.sum(fitness[None, :] == fitness[:, None], axis=1)
+    rank = below + (equal + 1.0) / 2.0  # 1 is the best; equal ones share the mean of their ranks
+    weight = jnp.maximum(0.0, jnp.log(n / 2 + 1.0) - jnp.log(rank))
+    return weight / jnp.sum(weight) - 1.0 / n

@@ -1,0 +1,266 @@
+"""Images and labels: where the originals lie, what they must be, and how they become arrays.
+
+    digits = load("digits")      # 8×8, bundled with scikit-learn, always there
+    mnist = load("mnist")        # 28×28, from the original archives; an error says how to get them
+    colour = load("cifar10_15k")  # 32×32×3, a balanced subset of CIFAR-10; the whole of it is "cifar10"
+
+Originals are looked for in `$MNEMOSYNE_DATA/<name>/` and compared with the SHA-256 that `sources` lists. The idx
+files are prepared once, by a tensorflow-datasets builder that needs no TensorFlow, as array_record files in the
+cache; CIFAR is read as it is. Nothing is downloaded unless `fetch` is called, and no data set ever stands in for
+another.
+"""
+
+import hashlib
+import os
+import urllib.request
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, UInt8
+
+from mnemosyne.tasks.data import cifar
+from mnemosyne.tasks.data.idx import idx_builder, read
+from mnemosyne.tasks.data.sources import INSTEAD, SOURCES, Source
+
+
+class Split(NamedTuple):
+    """Labelled images."""
+
+    images: UInt8[Array, "n h w c"]
+    labels: Int[Array, "n"]
+
+
+class Dataset(NamedTuple):
+    """One data set in three parts, with the statistics of its training pixels."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    mean: float  # of training pixels / 255
+    std: float
+    classes: int = 10
+
+
+class DataError(Exception):
+    """Data that is absent or not what it should be; the message says what to do."""
+
+
+DIGITS = {"digits": (0, 10), "digits_low": (0, 5), "digits_high": (5, 10)}
+"""Names of scikit-learn's digits → first class, and the one behind the last: all, or those below and from five on."""
+NAMES = (*DIGITS, *SOURCES)
+LOADERS = {"text": "text.load_text", "rows": "superglue.load_rows"}
+"""What loads data that are no images, by format."""
+
+
+def originals() -> Path:
+    """Folder of original archives: `$MNEMOSYNE_DATA`, or `data` in the cache."""
+    return Path(os.environ["MNEMOSYNE_DATA"]) if os.environ.get("MNEMOSYNE_DATA") else cache() / "data"
+
+
+def cache() -> Path:
+    """Folder for what can be made again: `$MNEMOSYNE_CACHE`, or `~/.cache/mnemosyne`."""
+    return Path(os.environ.get("MNEMOSYNE_CACHE") or Path.home() / ".cache" / "mnemosyne")
+
+
+def load(name: str) -> Dataset:
+    """Load a data set into memory.
+
+    Args:
+        name: one of `NAMES`.
+
+    Returns:
+        Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep 5,000 training images for validation,
+        the last in the fixed order that tensorflow-datasets shuffles them to; CIFAR keeps its last 5,000, its
+        subsets a tenth, balanced over the classes; digits, which has one part, is cut 1,197 / 300 / 300 after
+        one fixed permutation, and its halves as it is. Labels count from 0.
+
+    Raises:
+        DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.
+    """
+    if name in DIGITS:
+        return _digits(name)
+    source = _source(name)
+    if source.format in LOADERS:
+        raise DataError(f"{name} is text, not images: mnemosyne.tasks.{LOADERS[source.format]}({name!r})")
+    train, test = _read_idx(name) if source.format == "idx" else _read_cifar(name)
+    kept = len(train.labels) - source.held_back
+    parts = (Split(*(a[:kept] for a in train)), Split(*(a[kept:] for a in train)), test)
+    return _dataset(name, *parts, classes=source.classes)
+
+
+def draw(data: Dataset, part: Split, key: Array, n: int) -> tuple[Float[Array, "n h w c"], Int[Array, "n"]]:
+    """Draw a batch of n examples with replacement, pixels standardised as `data` says."""
+    i = jax.random.randint(key, (n,), 0, part.labels.shape[0])
+    return standardise(data, part.images[i]), part.labels[i]
+
+
+def standardise(data: Dataset, images: UInt8[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+    """(pixel / 255 − mean) / std, in float32."""
+    return (images.astype(jnp.float32) / 255.0 - data.mean) / data.std
+
+
+def signs(part: Split, threshold: int = 127) -> Float[Array, "n p"]:
+    """Binarise images: +1 where a pixel is above the threshold, −1 elsewhere, flattened."""
+    return jnp.where(part.images > threshold, 1.0, -1.0).reshape(part.images.shape[0], -1)
+
+
+def pool(data: Dataset, factor: int) -> Dataset:
+    """Mean-pool images by a whole factor that divides their sides, for the same task at a lower cost."""
+
+    def shrink(part: Split) -> Split:
+        n, h, w, c = part.images.shape
+        blocks = part.images.astype(jnp.float32).reshape(n, h // factor, factor, w // factor, factor, c)
+        return part._replace(images=jnp.round(blocks.mean(axis=(2, 4))).astype(jnp.uint8))
+
+    parts = [shrink(p) for p in (data.train, data.validation, data.test)]
+    return _dataset(f"{data.name}/{factor}", *parts, classes=data.classes)
+
+
+def resize(data: Dataset, side: int, channels: int) -> Dataset:
+    """Interpolate images linearly to another side, as a model that was trained on others wants them.
+
+    Args:
+        data: images.
+        side: of the new ones, pixels.
+        channels: 1 averages colours, 3 repeats grey.
+
+    Returns:
+        Data under a name that says so; those that are as wanted already, as they are.
+
+    Raises:
+        ValueError: if there is no such way from the data's channels to these.
+    """
+    c = data.train.images.shape[3]
+    if data.train.images.shape[1:] == (side, side, channels):
+        return data
+    if channels not in (1, c) and c != 1:
+        raise ValueError(f"images of {c} channels do not become images of {channels}: 1 or {c} can be had")
+
+    def change(part: Split) -> Split:
+        images = part.images.astype(jnp.float32)
+        images = images.mean(axis=3, keepdims=True) if channels == 1 else jnp.repeat(images, channels // c, axis=3)
+        shape = (len(images), side, side, channels)
+        return part._replace(images=jnp.round(jax.image.resize(images, shape, "linear")).astype(jnp.uint8))
+
+    parts = [change(p) for p in (data.train, data.validation, data.test)]
+    return _dataset(f"{data.name} {side}×{side}×{channels}", *parts, classes=data.classes)
+
+
+def paths(name: str) -> list[Path]:
+    """Where a data set's originals belong, in the order of its source's files."""
+    source = _source(name)
+    return [originals() / (source.folder or name) / original.file for original in source.files]
+
+
+def verify(name: str) -> None:
+    """Check that the originals are there and are the published ones, byte for byte.
+
+    Raises:
+        DataError: naming each file that is missing or differs, with the SHA-256 it should have.
+    """
+    source, problems = _source(name), []
+    for path, original in zip(paths(name), source.files, strict=True):
+        if not path.is_file():
+            problems.append(f"  {path}: missing; sha256 {original.sha256}, {original.bytes:,} bytes")
+        elif (found := _sha256(path)) != original.sha256:
+            problems.append(f"  {path}: damaged; sha256 {found} instead of {original.sha256}")
+    if problems:
+        folder = source.folder or name
+        remedy = f"To download it: python -m mnemosyne data fetch {name}"
+        if not source.url:
+            remedy = f"These files have no public address: put them into {originals() / folder}"
+            remedy += (
+                f", or use {INSTEAD[name]}, which is another data set and can be downloaded."
+                if name in INSTEAD
+                else "."
+            )
+        raise DataError(
+            f"{name} is not usable:\n" + "\n".join(problems) + f"\n{remedy}\nIf you have the originals elsewhere, "
+            f"set MNEMOSYNE_DATA to the folder that holds {folder}/."
+        )
+
+
+def fetch(name: str) -> Path:
+    """Download a data set's originals into `originals()`, skipping files that are right already.
+
+    Returns:
+        The folder. A file appears there only once it is complete and its SHA-256 is right.
+
+    Raises:
+        DataError: if a download fails or is not the published file, or if there is no public address.
+    """
+    source = _source(name)
+    if not source.url:
+        verify(name)
+    folder = originals() / (source.folder or name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, original in zip(paths(name), source.files, strict=True):
+        if path.is_file() and _sha256(path) == original.sha256:
+            continue
+        partial = path.with_suffix(".part")
+        try:
+            with urllib.request.urlopen(source.url + original.file, timeout=60) as answer:
+                partial.write_bytes(answer.read())
+            if _sha256(partial) != original.sha256:
+                raise DataError(f"{source.url}{original.file} is not the published file; nothing was kept")
+            partial.replace(path)
+        except OSError as error:
+            raise DataError(f"could not download {source.url}{original.file}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+    return folder
+
+
+def _source(name: str) -> Source:
+    if name not in SOURCES:
+        raise DataError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
+    return SOURCES[name]
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _read_idx(name: str) -> tuple[Split, Split]:
+    builder = idx_builder(name, paths(name), cache() / "tfds")
+    if not builder.data_path.exists():
+        verify(name)
+        builder.download_and_prepare()
+    train, test = (Split(*read(builder, split)) for split in ("train", "test"))
+    return train, test
+
+
+def _read_cifar(name: str) -> tuple[Split, Split]:
+    verify(name)
+    source, files = _source(name), paths(name)
+    if source.format == "differences":
+        train, test = (Split(*cifar.read_differences(path)) for path in files)
+    else:
+        train, test = (Split(*cifar.read_archive(files[0], part, source.classes)) for part in ("train", "test"))
+    return train, test
+
+
+def _dataset(name: str, train: Split, validation: Split, test: Split, classes: int = 10) -> Dataset:
+    pixels = train.images / np.float32(255)
+    parts = [Split(jnp.asarray(s.images), jnp.asarray(s.labels, jnp.int32)) for s in (train, validation, test)]
+    return Dataset(name, *parts, mean=float(pixels.mean()), std=float(pixels.std()), classes=classes)
+
+
+def _digits(name: str) -> Dataset:
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    order = np.random.default_rng(0).permutation(len(images))
+    images, labels = images[order], bunch.target[order]
+    first, end = DIGITS[name]
+    parts = []
+    for cut in (slice(0, 1197), slice(1197, 1497), slice(1497, None)):
+        kept = (first <= labels[cut]) & (labels[cut] < end)
+        parts.append(Split(images[cut][kept], labels[cut][kept] - first))
+    return _dataset(name, *parts, classes=end - first)

@@ -1,0 +1,239 @@
+import base64
+import io
+import json
+import os
+import re
+
+import nbformat
+import numpy as np
+import pytest
+from PIL import Image
+
+from mnemosyne.book import chapter, folders, publish, reproduce
+from mnemosyne.book.progress import Progress
+from tests.conftest import notebook
+
+FIGURE = """import matplotlib.pyplot as plt
+import optax
+import pandas as pd
+from mnemosyne.evaluate import untuned
+from mnemosyne.book.chapter import Claim, open_run
+from tests.helpers import quadratic
+run = open_run("03_figure", scale, seed)
+rows = run.table("t", run.train(quadratic("a", 3), untuned("mine", optax.sgd(RATE)), 100))
+fig, ax = plt.subplots()
+ax.plot(rows.step, rows.train_loss, color=COLOR)
+run.figure("f", fig)
+plt.show()
+run.claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="VERDICT", anywhere=True)])
+run.close()"""
+
+
+def write(checkout, name, source, **values):
+    for key, value in values.items():
+        source = source.replace(key, str(value) if key == "VERDICT" else repr(value))
+    (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
+
+
+@pytest.fixture
+def drawn(checkout, monkeypatch):
+    """Write the notebook with a figure, run it, and tell how many rows files there are."""
+    monkeypatch.setenv("PYTHONPATH", str(chapter.STYLE.parents[2]))
+
+    def run(rate=0.1, color="red", verdict="reproduced", **options):
+        write(checkout, "03_figure", FIGURE, RATE=rate, COLOR=color, VERDICT=verdict)
+        assert reproduce.reproduce(only=("03",), **options) == 0
+        return len(list(folders.cache().glob("kept/*")))
+
+    return run
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_reproduce_runs_caches_fails_and_tells(checkout, capsys):
+    before = dict(os.environ)
+    assert reproduce.reproduce(only=("01",), seed=3) == 0
+    first = capsys.readouterr().out
+    assert "1/1  01_good              ran" in first
+    assert "seed 3" in first
+    assert "reproduced" in first
+    assert reproduce.reproduce(only=("01",), seed=3) == 0
+    assert "cached" in capsys.readouterr().out
+    assert reproduce.reproduce(only=("01",), seed=4) == 0
+    assert "ran" in capsys.readouterr().out
+    assert reproduce.reproduce(only=("02", "01_good"), force=True, keep_going=True) == 1
+    told = capsys.readouterr().out
+    assert "01_good              ran" in told
+    assert "RuntimeError: on purpose" in told
+    copy = nbformat.read(checkout / "runs/quick/notebooks/02_bad.ipynb", as_version=4)
+    assert any("before" in str(c.get("outputs")) for c in copy.cells)
+    assert not reproduce.up_to_date("02_bad", "quick", 0)
+    assert dict(os.environ) == before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_missing_or_outdated_is_drawn_again_without_training(drawn, checkout, capsys, monkeypatch):
+    assert drawn() == 1
+    png, table = (checkout / "runs/quick" / p for p in ("figures/f.png", "tables/t.csv"))
+    first, rows = png.read_bytes(), table.read_bytes()
+    capsys.readouterr()
+    drawn()
+    assert "cached" in capsys.readouterr().out
+    for gone in (png, table):
+        gone.unlink()
+        assert drawn() == 1
+        assert "ran" in capsys.readouterr().out
+    assert (png.read_bytes(), table.read_bytes()) == (first, rows)
+    png.write_bytes(first[:-1])  # damaged, or from elsewhere
+    assert drawn() == 1
+    assert png.read_bytes() == first
+    assert drawn(color="blue") == 1  # one rows file still
+    assert png.read_bytes() != first
+    assert table.read_bytes() == rows
+    assert drawn(rate=0.2) == 2
+    assert table.read_bytes() != rows
+    style = checkout / "another.mplstyle"
+    style.write_text(chapter.STYLE.read_text() + "lines.linewidth: 5\n")
+    monkeypatch.setattr(chapter, "STYLE", style)
+    assert not reproduce.up_to_date("03_figure", "quick", 0)
+
+
+def test_a_notebook_is_stale_by_code_and_not_by_comments_and_text(checkout, monkeypatch):
+    before = reproduce.fingerprint_of("01_good", "quick", 0)
+    write(checkout, "01_good", "# a comment\n" + nbformat.read(reproduce.source_of("01_good"), 4).cells[1].source)
+    assert reproduce.fingerprint_of("01_good", "quick", 0) == before
+    write(checkout, "01_good", "x = 1\n" + nbformat.read(reproduce.source_of("01_good"), 4).cells[1].source)
+    changed = reproduce.fingerprint_of("01_good", "quick", 0)
+    assert len({before, changed, reproduce.fingerprint_of("01_good", "quick", 1)}) == 3
+    monkeypatch.setattr(reproduce.keys, "package", lambda: "other code")
+    assert reproduce.fingerprint_of("01_good", "quick", 0) != changed
+
+
+def test_a_failure_keeps_the_next_from_starting(checkout, capsys):
+    write(checkout, "03_later", "1")
+    assert reproduce.reproduce(only=("02", "03"), jobs=1) == 1
+    told = capsys.readouterr().out
+    assert "03_later             not run" in told
+    assert not (checkout / "runs/quick/notebooks/03_later.ipynb").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_that_reads_tables_runs_after_those_that_write_them(checkout, capsys):
+    opened = "import time\nimport pandas as pd\nfrom mnemosyne.book.chapter import Claim, open_run, read_table\n"
+    claim = 'run.claims([Claim(id="x", paper="p", rule="r", ours=ours, verdict="reproduced")])\nrun.close()'
+    writer = 'run = open_run("04_writer")\ntime.sleep(2)\nrun.table("t", pd.DataFrame({"a": [NUMBER]}))\nours = ""\n'
+    reader = 'run = open_run("05_reader")\nours = "read {}".format(read_table("quick", "t").a[0])\n'
+    write(checkout, "04_writer", opened + writer + claim, NUMBER=17)
+    write(checkout, "05_reader", opened + reader + claim)
+    assert reproduce.reproduce(only=("04", "05"), jobs=2) == 0
+    assert "read 17" in capsys.readouterr().out
+    assert reproduce.reproduce(only=("05",)) == 0
+    assert "05_reader            cached" in capsys.readouterr().out
+    write(checkout, "04_writer", opened + writer + claim, NUMBER=18)
+    assert reproduce.reproduce(only=("04", "05"), jobs=2) == 0
+    assert "read 18" in capsys.readouterr().out
+
+
+def test_reproduce_refuses_what_is_not_there(checkout):
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        reproduce.reproduce(jobs=0)
+    with pytest.raises(ValueError, match="no notebook 07; there are 01_good, 02_bad"):
+        reproduce.reproduce(only=("07",))
+    with pytest.raises(ValueError, match="unknown scale"):
+        reproduce.reproduce(scale="tiny")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_publishing_is_the_only_way_into_what_is_published(drawn, checkout, capsys, monkeypatch):
+    monkeypatch.setenv("MPLBACKEND", "agg")  # as an environment may have it; pages show their figures even so
+    source = checkout / "notebooks/03_figure.ipynb"
+    write(checkout, "03_figure", FIGURE)
+    with pytest.raises(ValueError, match='up to date of 03_figure; make figures SCALE=laptop ONLY="03"'):
+        publish.publish(only=("03",))
+    drawn(scale="laptop")
+    assert not (checkout / "data/results").exists()
+    assert not (checkout / "figures").exists()
+    assert all(not c.outputs for c in nbformat.read(source, as_version=4).cells)
+    old = checkout / "data/results/laptop/of_a_notebook_that_is_gone.csv"
+    old.parent.mkdir(parents=True)
+    old.write_text("a\n")
+    files = {str(p.relative_to(checkout)) for p in publish.publish(only=("03",))}
+    assert files == {
+        *(f"data/results/laptop/{f}" for f in ("t.csv", "t.meta.json", "03_figure.claims.json")),
+        *(f"figures/laptop/f.{kind}" for kind in ("png", "pdf")),
+        *("data/rows/laptop/03_figure.zip", "notebooks/03_figure.ipynb"),
+    }
+    assert old.exists()  # others' files stay where not all is published
+    page = nbformat.read(source, as_version=4)
+    assert [c.execution_count for c in page.cells] == [1, 2]
+    assert "image/png" in str(page.cells[1].outputs)
+    assert "scale laptop" in str(page.cells[1].outputs)
+    assert 'scale: str = "quick"' in page.cells[0].source
+    assert reproduce.up_to_date("03_figure", "laptop", 0)  # outputs are no code
+    for path in folders.cache().glob("kept/*"):
+        path.unlink()
+    (checkout / "runs/laptop/figures/f.png").unlink()
+    capsys.readouterr()
+    assert drawn(scale="laptop") == 0  # the rows came from what is published
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_publishing_all_deletes_what_no_notebook_writes_and_quick_publishes_claims_alone(drawn, checkout):
+    for name in ("01_good", "02_bad"):
+        (checkout / "notebooks" / f"{name}.ipynb").unlink()
+    old = checkout / "figures/laptop/old.png"
+    old.parent.mkdir(parents=True)
+    old.write_text("")
+    drawn(scale="laptop")
+    publish.publish()
+    assert not old.exists()
+    drawn()
+    (only,) = publish.publish(scale="quick")
+    assert only == checkout / "data/results/quick/03_figure.claims.json"
+    assert not (checkout / "figures/quick").exists()
+
+
+def test_published_pages_say_neither_when_nor_where():
+    source, run = notebook("1"), notebook("1")
+    run.metadata["papermill"] = {"output_path": "somewhere"}
+    run.cells[1].metadata["papermill"] = {"duration": 1.0}
+    run.cells.insert(1, nbformat.v4.new_code_cell("scale = 'laptop'", metadata={"tags": ["injected-parameters"]}))
+    run.cells[2].outputs = [nbformat.v4.new_output("execute_result", {"text/plain": "1"}, execution_count=3)]
+    page = publish.with_outputs(source, run)
+    assert "papermill" not in json.dumps(page)
+    assert page.cells[0].metadata["tags"] == ["parameters"]
+    assert len(page.cells) == 2
+    assert page.cells[1].outputs[0].execution_count == page.cells[1].execution_count == 2
+
+
+def test_progress_says_what_is_done_what_runs_and_what_is_left(capsys, monkeypatch):
+    monkeypatch.setattr("mnemosyne.book.progress.EVERY", 0.01)
+    progress = Progress(total=10, jobs=2)
+    with progress:
+        for name in ("a", "b", "c"):
+            progress.at(name, "cell 1/2")
+            progress.end(name, "ran, 60 s", 60.0)
+        progress.at("d", "cell 3/18")
+        line = progress.line()
+        while "3 of 10" not in capsys.readouterr().out:
+            pass
+    assert line == "3 of 10 done, d cell 3/18 (0 s), about 4 min left"
+
+
+def test_the_closing_table_shows_the_published_verdict_beside_one_that_cannot_be_had_here(checkout):
+    run = chapter.open_run("01_good")
+    run.claims([chapter.Claim(id="x", paper="p", rule="r", ours="o", verdict="reproduced")])
+    published = checkout / "data/results/laptop/01_good.claims.json"
+    published.parent.mkdir(parents=True)
+    published.write_text(json.dumps([{"id": "x", "verdict": "partly"}]))
+    table = reproduce.closing_table([reproduce.Outcome("01_good", "ran", 1.0)], "quick")
+    assert re.search(r"not testable at this scale +partly +1$", table)
+
+
+def test_pictures_keep_their_size_in_few_colors():
+    wide = np.linspace(0, 255, 200 * 300 * 3).reshape(200, 300, 3).astype(np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(wide).save(buffer, format="png")
+    small = base64.b64decode(publish.in_few_colors(base64.b64encode(buffer.getvalue()).decode()))
+    again = Image.open(io.BytesIO(small))
+    assert again.size == (300, 200)
+    assert np.abs(np.asarray(again.convert("RGB"), int) - wide).mean() < 8

@@ -1,0 +1,122 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import mnemosyne
+from mnemosyne import store
+from mnemosyne.optimizer import zoo
+from mnemosyne.optimizer.composite import hybrid, super_mnemosyne
+from mnemosyne.optimizer.pace import at_pace
+from mnemosyne.optimizer.registry import ARCHITECTURES, PARTS
+
+TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
+
+
+def test_round_trip(tmp_path):
+    store.save_tree(tmp_path / "x.safetensors", TREE, {"about": "test"})
+    back = store.load_tree(tmp_path / "x.safetensors", TREE)
+    assert jax.tree.structure(back) == jax.tree.structure(TREE)
+    for a, b in zip(jax.tree.leaves(TREE), jax.tree.leaves(back), strict=True):
+        assert a.dtype == b.dtype
+        assert np.array_equal(a, b)
+    assert store.read(tmp_path / "x.safetensors")[1] == {"about": "test"}
+    assert [p.name for p in tmp_path.iterdir()] == ["x.safetensors"]
+
+
+def test_another_tree_lists_every_difference(tmp_path):
+    store.save_tree(tmp_path / "x.safetensors", {"a": jnp.zeros(3), "c": jnp.zeros(1)})
+    with pytest.raises(store.StoreError) as error:
+        store.load_tree(tmp_path / "x.safetensors", {"a": jnp.zeros(4), "b": jnp.zeros(2)})
+    for name in ("a: ", "b: missing", "c: "):
+        assert name in str(error.value)
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"\xff" * 64, lambda b: b""])
+def test_a_damaged_file_is_refused(tmp_path, damage):
+    path = tmp_path / "x.safetensors"
+    store.save_tree(path, TREE)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(store.StoreError, match="damaged"):
+        store.read(path)
+
+
+@pytest.mark.parametrize("name", zoo.shipped())
+def test_shipped_weights_load_and_have_card_and_log(name):
+    theta, learned = zoo.load_weights(zoo.path_of(name))
+    assert learned is ARCHITECTURES[name]
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(theta))
+    card = zoo.card(name)
+    for needed in ("Command", "Data", "Versions", "Seed", "Differences from the paper", name):
+        assert needed in card
+    log = zoo.training_log(name)
+    assert log.iteration.is_monotonic_increasing
+    assert np.isfinite(log.loss).all()
+
+
+def test_every_architecture_has_weights():
+    assert zoo.available() == sorted(ARCHITECTURES)
+
+
+def first(tx):
+    params = {"w": jnp.ones((3, 2)), "b": jnp.ones(2)}
+    grads = {"w": jnp.arange(6.0).reshape(3, 2) - 2.0, "b": jnp.array([0.5, -1.0])}
+    return tx.update(grads, tx.init(params), params)[0]
+
+
+def test_what_is_put_together_has_the_weights_of_its_parts():
+    light, tensor, direction = (mnemosyne.pretrained(name) for name in ("light", "tensor", "tensor_averaged"))
+    law = zoo.load_weights(zoo.path_of("paced"))[0]["pace"]
+    by_hand = {
+        "hybrid": hybrid(light),
+        "super": super_mnemosyne(light, tensor),
+        "tensor_paced": at_pace(law, direction, jnp.bfloat16),
+    }
+    for name, tx in by_hand.items():
+        jax.tree.map(np.testing.assert_array_equal, first(mnemosyne.pretrained(name)), first(tx))
+    files = {name: {path.stem for path in zoo.files_of(name)} for name in PARTS}
+    assert files == {
+        "hybrid": {"light"},
+        "super": {"light", "tensor"},
+        "tensor_paced": {"tensor_averaged", "paced"},
+        "super_paced": {"normalised", "tensor_averaged", "paced"},
+    }
+    assert zoo.digest("hybrid") == zoo.digest("light")
+    assert len({zoo.digest(name) for name in PARTS}) == len(PARTS)
+    for name, parts in files.items():
+        assert zoo.card(name).startswith(f"# {name}")
+        assert all(zoo.card(part) in zoo.card(name) for part in parts)
+    with pytest.raises(ValueError, match="no weights named 'super'"):
+        zoo.path_of("super")
+
+
+def test_a_name_is_known_once_all_its_parts_are(monkeypatch):
+    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "nothing/pace"})
+    assert "mixed" not in zoo.available()
+    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "paced/pace"})
+    assert "mixed" in zoo.available()
+
+
+def test_all_weights_stay_below_two_megabytes():
+    assert sum(zoo.path_of(n).stat().st_size for n in zoo.shipped()) < 2e6
+
+
+def test_an_unknown_name_suggests_a_near_one():
+    with pytest.raises(ValueError, match="did you mean 'coordinate'"):
+        mnemosyne.pretrained("cordinate")
+    with pytest.raises(ValueError, match="There are: coordinate, hybrid, light, lstm"):
+        mnemosyne.pretrained("xyz")
+
+
+def test_weights_of_an_unknown_or_another_architecture_are_refused(tmp_path):
+    theta = ARCHITECTURES["light"].init(jax.random.key(0))
+    path = tmp_path / "w.safetensors"
+    store.save_tree(path, theta)
+    with pytest.raises(store.StoreError, match="names the architecture None"):
+        zoo.load_weights(path)
+    zoo.save_weights(path, theta, "heavy")
+    with pytest.raises(store.StoreError, match="this version knows coordinate"):
+        zoo.load_weights(path)
+    zoo.save_weights(path, theta, "odd")
+    with pytest.raises(store.StoreError, match="does not hold what was asked for"):
+        zoo.load_weights(path)

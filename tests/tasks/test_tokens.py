@@ -1,0 +1,144 @@
+import itertools
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mnemosyne.tasks.data import images as data
+from mnemosyne.tasks.data import tokens
+from mnemosyne.tasks.data.text import grammar
+from tests.tasks.models import GOLDEN
+
+LINES = grammar(5_000).splitlines()
+VOCABULARY = data.originals() / "text" / "bert_uncased_vocab.txt"
+
+
+def pieces(tokenizer):
+    return sorted(tokenizer.get_vocab(), key=tokenizer.get_vocab().get)
+
+
+def learnt_slowly(words, size):
+    """Count every pair again for each join."""
+    split = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
+    learnt = sorted({piece for parts in split.values() for piece in parts})
+    while len(learnt) < size:
+        counts = Counter()
+        for word, parts in split.items():
+            for pair in itertools.pairwise(parts):
+                counts[pair] += words[word]
+        if not counts:
+            break
+        most = max(counts.values())
+        a, b = min(pair for pair, n in counts.items() if n == most)
+        if a + b[2:] not in learnt:
+            learnt.append(a + b[2:])
+        for word, parts in split.items():
+            out, i = [], 0
+            while i < len(parts):
+                both = parts[i : i + 2] == [a, b]
+                out.append(a + b[2:] if both else parts[i])
+                i += 2 if both else 1
+            split[word] = out
+    return learnt
+
+
+@pytest.fixture(scope="module")
+def bert():
+    return tokens.wordpiece(LINES, 100)
+
+
+def test_pieces_are_joined_in_the_order_of_a_slow_count(bert):
+    words = Counter(word for line in LINES for word in line.replace(".", " .").split())
+    assert pieces(bert) == [*tokens.BERT_SPECIAL, *learnt_slowly(words, 95)]
+
+
+def test_repeated_letters_and_equal_counts_are_joined_alike():
+    words = Counter({"aaaa": 3, "baaab": 3, "abab": 2, "ba": 7})
+    text = " ".join(word for word, n in words.items() for _ in range(n))
+    for size in (4, 6, 8, 50):
+        found = tokens.wordpiece([text], len(tokens.BERT_SPECIAL) + size)
+        assert pieces(found)[len(tokens.BERT_SPECIAL) :] == learnt_slowly(words, size)
+
+
+def test_the_order_of_the_texts_makes_no_difference(bert):
+    assert pieces(tokens.wordpiece(LINES[::-1], 100)) == pieces(bert)
+
+
+def test_a_text_is_framed_lowered_and_comes_back(bert):
+    encoded = bert.encode("These Bóld cats see a dog.")
+    assert encoded.tokens[0] == "[CLS]"
+    assert encoded.tokens[-1] == "[SEP]"
+    assert bert.decode(encoded.ids) == "these bold cats see a dog."
+    assert bert.encode("☃").tokens == ["[CLS]", "[UNK]", "[SEP]"]
+
+
+def test_t5_has_its_ends_and_descending_sentinels():
+    t5 = tokens.with_sentinels(tokens.wordpiece(LINES, 60, tokens.T5_SPECIAL), number=5)
+    assert t5.get_vocab_size() == 65
+    assert pieces(t5)[:3] == ["<pad>", "</s>", "<unk>"]
+    assert [t5.token_to_id(f"<extra_id_{i}>") for i in range(5)] == [64, 63, 62, 61, 60]
+    assert t5.encode("☃").tokens == ["<unk>", "</s>"]
+
+
+def test_a_saved_tokeniser_is_loaded_again(bert, tmp_path):
+    bert.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokens.load_tokenizer(tmp_path / "tokenizer.json")
+    assert loaded.encode_batch(LINES)[3].ids == bert.encode(LINES[3]).ids
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces(bert)) + "\n")
+    assert tokens.load_tokenizer(tmp_path / "vocab.txt").encode(LINES[5]).ids == bert.encode(LINES[5]).ids
+
+
+def test_sentencepiece_is_read_as_its_own_library_reads_it():
+    t5 = tokens.load_tokenizer(GOLDEN / "spiece.model")
+    rows = json.loads((GOLDEN / "spiece.json").read_text())
+    assert len(rows) == 5
+    for text, numbers in rows.items():
+        assert t5.encode(text).ids == [*numbers, 1]
+    assert t5.token_to_id("<extra_id_0>") == t5.get_vocab_size() - 1 == 159
+    assert t5.decode(t5.encode("this bold cat").ids) == "this bold cat"
+
+
+@pytest.mark.skipif(not VOCABULARY.exists(), reason="no public vocabulary here")
+def test_the_public_vocabulary_gives_the_public_numbers():
+    public = tokens.load_tokenizer(VOCABULARY)
+    assert public.get_vocab_size() == 30_522
+    encoded = public.encode("He was unaffable, naïve [MASK]!")
+    assert encoded.ids == [101, 2002, 2001, 14477, 20961, 3468, 1010, 15743, 103, 999, 102]
+
+
+def test_a_stream_has_no_special_tokens(bert):
+    row = tokens.stream(bert, "\n".join(LINES))
+    assert row.dtype == np.int32
+    assert row.min() >= len(tokens.BERT_SPECIAL)
+    assert bert.decode(row).replace(" .", ".") == " ".join(LINES)
+
+
+def test_special_tokens_that_are_not_there_are_named(bert):
+    assert tokens.special_tokens(bert, "[MASK]", "[CLS]") == (4, 2)
+    with pytest.raises(data.DataError, match="no </s>, <extra_id_0>: it is for another"):
+        tokens.special_tokens(bert, "</s>", "[MASK]", "<extra_id_0>")
+
+
+def test_too_few_pieces_for_the_letters_are_refused():
+    with pytest.raises(ValueError, match="3 letters do not fit into 2 places"):
+        tokens.wordpiece(["abcb"], 7)
+
+
+def test_absent_foreign_and_damaged_files_are_errors(tmp_path):
+    with pytest.raises(data.DataError, match=r"spiece\.model is missing.*Nothing is downloaded"):
+        tokens.load_tokenizer(tmp_path / "spiece.model")
+    with pytest.raises(data.DataError, match=r"words\.bin is no tokeniser: tokenizer\.json, vocab\.txt or spiece"):
+        tokens.load_tokenizer(tmp_path / "words.bin")
+    (tmp_path / "tokenizer.json").write_text("{")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\n")
+    (tmp_path / "cut.model").write_bytes((GOLDEN / "spiece.model").read_bytes()[:-40])
+    (tmp_path / "other.model").write_bytes(b"")
+    for name, problem in (
+        ("tokenizer.json", "damaged or no tokeniser"),
+        ("vocab.txt", r"lacks \[CLS\], \[MASK\], \[SEP\]"),
+        ("cut.model", r"cut\.model: ends \d+ bytes too early"),
+        ("other.model", "no unigram model"),
+    ):
+        with pytest.raises(data.DataError, match=problem):
+            tokens.load_tokenizer(tmp_path / name)

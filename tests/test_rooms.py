@@ -1,0 +1,84 @@
+"""The house: imports point one way, from the book down to the memory."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mnemosyne
+
+HOUSE = Path(mnemosyne.__file__).parent
+
+# What each room may import besides itself, and besides `types` and `store`, which all may.
+ALLOWED = {
+    "types": set(),
+    "store": set(),
+    "provenance": set(),
+    "memory": set(),
+    "theory": {"memory"},
+    "optimizer": {"memory"},
+    "tasks": set(),
+    "evaluate": {"optimizer"},
+    "metatrain": {"memory", "optimizer", "tasks", "evaluate", "provenance"},
+    "book": {"memory", "theory", "optimizer", "tasks", "evaluate", "metatrain", "provenance"},
+}
+FOUNDATION = {"types", "store"}
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else "mnemosyne"
+
+
+def modules() -> dict[str, Path]:
+    paths = sorted(HOUSE.rglob("*.py"))
+    parts = {p: ("mnemosyne", *p.relative_to(HOUSE).with_suffix("").parts) for p in paths}
+    return {".".join(x for x in names if x != "__init__"): p for p, names in parts.items()}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of this package that a module imports, anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {next(m for m in known(name)) for name in found if name.split(".")[0] == "mnemosyne"}
+
+
+def known(name: str):
+    """The module that a dotted name is, or is in."""
+    while name:
+        if name in MODULES:
+            yield name
+        name = name.rpartition(".")[0]
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_point_down(module):
+    here = room(module)
+    if here in ("mnemosyne", "__main__"):
+        return
+    used = {room(other) for other in imports(MODULES[module])} - {here} - FOUNDATION
+    assert used <= ALLOWED[here], f"{module} of {here} imports {sorted(used - ALLOWED[here])}"
+
+
+def test_every_room_is_known():
+    assert {room(m) for m in MODULES} - {"mnemosyne", "__main__"} == set(ALLOWED)
+
+
+def test_there_is_no_import_circle():
+    """Beyond façades, which a module of the room does not import."""
+    arrows = {m: {o for o in imports(p) if not MODULES[o].name == "__init__.py"} for m, p in MODULES.items()}
+    floors: dict[str, int] = {}
+
+    def floor(module: str, above: tuple[str, ...] = ()) -> int:
+        assert module not in above, " → ".join((*above, module))
+        if module not in floors:
+            floors[module] = 1 + max((floor(m, (*above, module)) for m in arrows[module]), default=0)
+        return floors[module]
+
+    assert max(map(floor, arrows)) < 20
