@@ -1,0 +1,242 @@
+"""Numbers in README and docs: each block between two markers is what a function makes of published claims and tables.
+
+    python -m mnemosyne.book.pages      # writes every block anew
+
+A block begins at a line `<!-- generated: name -->` and ends at `<!-- end -->`. No number in it is typed.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from mnemosyne.book import chapter, folders
+from mnemosyne.book.verdicts import VERDICTS
+from mnemosyne.tasks.data.sources import SOURCES
+
+SCALE = "laptop"
+_BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def published(id: str) -> pd.DataFrame:
+    """A published table."""
+    return pd.read_csv(folders.published_tables(SCALE) / f"{id}.csv")
+
+
+def claims() -> list[dict]:
+    """Every published claim, in the order of chapters, each with its chapter and the command that tests it."""
+    return [
+        claim | {"chapter": name, "command": f"make figures SCALE={SCALE} ONLY={name.split('_')[0]}"}
+        for name in chapter.notebooks()
+        for claim in chapter.published_claims(SCALE, name)
+    ]
+
+
+def title(notebook: str) -> str:
+    """What the first line of a chapter calls it."""
+    first = nbformat.read(folders.root() / "notebooks" / f"{notebook}.ipynb", as_version=4).cells[0]
+    return first.source.splitlines()[0].removeprefix("# ")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in markdown. A bar inside a cell is escaped."""
+    lines = [[str(cell).replace("|", "\\|") for cell in line] for line in (head, ["---"] * len(head), *rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def headline() -> str:
+    """The result in three lines: quality, claims, price."""
+    every = claims()
+    transfer = next(c for c in every if c["id"] == "transfer")
+    ratios = [
+        f"{found} after {int(step):,} steps" for found, step in re.findall(r"(\S+ \[.+?\]) at (\d+)", transfer["ours"])
+    ]
+    diverged, runs = re.search(r"(\d+) of (\d+) diverged", transfer["ours"]).groups()
+    ours, last = means_of("Mnemosyne"), means_of("Mnemosyne paced").iloc[-1]
+    counts = Counter(c["verdict"] for c in every)
+    return (
+        f"- **Quality.** We divide the training loss of `paced`, untuned, by that of Adam at its best learning rate, "
+        f"on {last.tasks} networks that meta-training never saw. The geometric mean is {' and '.join(ratios)} "
+        f"(95% intervals over {transfer['seeds']} seeds). The worst network stands at {last.worst:.2f}. {diverged} of {runs} runs "
+        f"diverged. {prodigy()}\n"
+        f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
+        f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
+        f"it, stands at {' and '.join(f'{mean:.2f}' for mean in ours['mean'])} on the networks above.\n"
+        f"- **Price.** {price()}\n"
+    )
+
+
+def means_of(optimizer: str) -> pd.DataFrame:
+    """The published geometric means of an optimizer's loss over that of Adam at its best rate, by step."""
+    return published("transfer_means").query("optimizer == @optimizer").sort_values("step")
+
+
+def prodigy() -> str:
+    """What the published comparison says of Prodigy, which needs no learning rate either."""
+    means = means_of("Prodigy")
+    if means.empty:
+        return "No published table compares it with Prodigy yet."
+    return (
+        "Prodigy stands at " + ", ".join(f"{row.mean:.2f} after {row.step} steps" for row in means.itertuples()) + "."
+    )
+
+
+def price() -> str:
+    """Bytes of state and time of `paced` beside Adam's."""
+    costs, time = published("regime_costs"), published("space_time")
+    layer = costs.query("regime == 'last layer'").set_index("optimizer")
+    held = (layer["state bytes"] / layer["parameters"]).round().astype(int)
+    steps = costs.query("optimizer == 'Mnemosyne paced'").set_index("regime")["× Adam"]
+    light, adam = (time.query(f"optimizer == '{name}'").iloc[0] for name in ("Mnemosyne light", "Adam"))
+    return (
+        f"`paced` holds {held['Mnemosyne paced']} bytes of state per parameter; Adam holds {held['Adam']}. "
+        f"At {light.parameters:,} parameters an update of `light`, the memory inside `paced`, takes "
+        f"{light['ns per parameter']:.0f} ns per parameter; "
+        f"Adam's takes {adam['ns per parameter']:.1f} ns (2 CPU cores). "
+        f"A whole training step of a small ViT takes {steps['Fig. 5']:.1f} times as long as with Adam when two of its "
+        f"three layers are trained, {steps['last layer']:.2f} times when only the last layer is."
+    )
+
+
+def verdicts_of(notebooks: str) -> str:
+    """Claims of the chapters whose numbers a pattern matches, as a table."""
+    rows = [
+        (
+            f"`{c['id']}`",
+            c["paper"],
+            _measured(c),
+            c["verdict"],
+            f"[{c['chapter'][:2]}](../notebooks/{c['chapter']}.ipynb)",
+        )
+        for c in claims()
+        if re.match(notebooks, c["chapter"])
+    ]
+    return table(("claim", "the paper says", "we measured", "verdict", "chapter"), rows)
+
+
+def _measured(claim: dict) -> str:
+    return "; ".join(part for part in (claim["ours"], claim["interval"]) if part)
+
+
+def losses(summary: str, optimizers: dict[str, str], steps: Sequence[int]) -> str:
+    """Mean loss ± half of its 95% interval, with the learning rate in brackets where there is one; lowest in bold."""
+    rows = []
+    for (task, step), group in published(summary).query("step in @steps").groupby(["task", "step"], sort=True):
+        group = group.set_index("optimizer").loc[list(optimizers)]
+        cells = [
+            f"{mark}{row.loss:.3f} ± {row.half:.3f}{mark}"
+            + ("" if row.rate == 1 else f" ({row.rate:.0e})".replace("e-0", "e-"))
+            for row in group.itertuples()
+            for mark in ["**" if row.loss == group.loss.min() else ""]
+        ]
+        rows.append((task, f"{step:,}", *cells))
+    return table(("network", "step", *optimizers.values()), rows)
+
+
+def ratios(summary: str, optimizers: dict[str, str], steps: Sequence[int]) -> str:
+    """Loss over that of Adam at its best rate, after each number of steps, a row for each network."""
+    rows = published(summary).query("step in @steps").pivot(index="task", columns=["optimizer", "step"], values="loss")
+    cell = lambda row, name: " / ".join(f"{row[name, s] / row['Adam', s]:.2f}" for s in steps)
+    return table(
+        ("network", *optimizers.values()),
+        [(task, *(cell(row, name) for name in optimizers)) for task, row in rows.iterrows()],
+    )
+
+
+def transfer_means() -> str:
+    """Geometric means over the sixteen networks, with intervals over networks."""
+    rows = published("transfer_means").pivot(index="optimizer", columns="step")
+    cell = lambda row, s: f"{row['mean', s]:.2f} [{row['low', s]:.2f}, {row['high', s]:.2f}]"
+    found = [
+        (
+            f"`{label}`" if label.islower() else label,
+            cell(row, 200),
+            cell(row, 1000),
+            f"{row['worst', 1000]:,.{2 if row['worst', 1000] < 100 else 0}f}",
+        )
+        for name, label in {
+            "Mnemosyne paced": "paced",
+            "Mnemosyne light": "light",
+            "Mnemosyne": "coordinate",
+            "LSTM": "LSTM",
+            "VeLO, LSTM": "VeLO's, LSTM",
+            "VeLO, CAM": "VeLO's, CAM",
+        }.items()
+        for row in [rows.loc[name]]
+    ]
+    return table(("", "after 200 steps", "after 1,000 steps", "worst network, 1,000 steps"), found)
+
+
+def costs() -> str:
+    """What a whole training step takes beside that of Adam on the same parameters."""
+    rows = [
+        (regime, optimizer, f"{trained:,}", f"{state / trained:.1f}", f"{peak / 1e6:.1f}", f"{speed:,.0f}", f"{times:.2f}")
+        for regime, optimizer, trained, state, peak, speed, times in published("regime_costs").itertuples(index=False)
+    ]
+    head = ("trained", "optimizer", "parameters", "bytes of state per parameter", "peak MB", "examples per s", "× Adam")
+    return table(head, rows)
+
+
+def addresses() -> str:
+    """Where each data set comes from."""
+    rows = [(f"`{name}`", s.url or "no public address", s.licence) for name, s in SOURCES.items()]
+    return table(("data set", "address of its files", "licence"), rows)
+
+
+COLUMNS = {"coordinate": "Mnemosyne", "paced": "Mnemosyne paced", "LSTM": "LSTM", "S4": "S4"}
+
+
+def _labelled(*labels: str) -> dict[str, str]:
+    return {COLUMNS.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
+
+
+_TENSORS = {
+    "Mnemosyne tensor-wise": "`tensor`",
+    "Mnemosyne tensor-wise, paced": "`tensor_paced`",
+    "Mnemosyne Super": "`super`",
+    "Mnemosyne Super, paced": "`super_paced`",
+}
+
+GENERATED: dict[str, Callable[[], str]] = {
+    "headline": headline,
+    "theory": lambda: verdicts_of("0[0-5]"),
+    "optimizer": lambda: verdicts_of("0[6-9]"),
+    "choices": lambda: verdicts_of("1[0-4]"),
+    "larger": lambda: verdicts_of("1[5-9]|[2-9]"),
+    "fig10": lambda: losses(
+        "fig10_summary", _labelled("coordinate", "paced", "LSTM", "Adam", "RMSProp"), (100, 300, 1000, 5000)
+    ),
+    "fig03": lambda: ratios(
+        "fig03abc_summary", _labelled("coordinate", "paced", "LSTM", "S4", "Lion", "RMSProp", "SGD"), (300, 1000)
+    ),
+    "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
+    "transfer": transfer_means,
+    "costs": costs,
+    "addresses": addresses,
+}
+
+
+def refreshed(text: str) -> str:
+    """A page with every generated block written anew."""
+    return _BLOCK.sub(lambda block: f"{block[1]}{GENERATED[block[2]]()}{block[3]}", text)
+
+
+def pages() -> list[Path]:
+    """README and every page of docs."""
+    return [folders.root() / "README.md", *sorted((folders.root() / "docs").glob("*.md"))]
+
+
+def main() -> None:
+    """Write every generated block of every page."""
+    for page in pages():
+        text = page.read_text()
+        if (new := refreshed(text)) != text:
+            folders.write(page, new)
+            print(f"wrote {page.relative_to(folders.root())}")
+
+
+if __name__ == "__main__":
+    main()
