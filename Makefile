@@ -2,6 +2,7 @@
 # make test    ruff, pytest, nbval          make publish     [SCALE=laptop] [ONLY="03 04"] what runs computed, as published
 # make lab     JupyterLab                   make bench       update times as ratios
 # make env     only install                 make lock        pin every requirement again
+# make docs    the documentation as a site, in data/cache/site
 # make lowest  a part of the tests with the lowest stated versions, make newest with the newest
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ INSTALL = $(PYTHON) tools/environment.py $(VENV) requirements.lock
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
 
 .DEFAULT_GOAL := help
-.PHONY: help env dev figures test lab publish bench lock lowest newest clean
+.PHONY: help env dev figures test docs lab publish bench lock lowest newest clean
 
 help:
 	@sed -n '/^$$/q; s/^# //p' Makefile
@@ -40,9 +41,13 @@ test: dev
 	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env -x notebooks
 	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest tests/after_notebooks.py
 
+docs: dev
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . data/cache/site -d data/cache/site-doctrees
+
 publish: SCALE = laptop
 publish: env
 	$(BIN)/python -m mnemosyne publish --scale $(SCALE) $(if $(ONLY),--only $(ONLY))
+	$(BIN)/python -m mnemosyne.book.pages
 
 lab:
 	@$(INSTALL) requirements-lab.lock

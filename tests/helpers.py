@@ -1,5 +1,6 @@
 """What several tests share: checks of a contract, and slow, obvious references in float64 NumPy loops."""
 
+import re
 from functools import cache, partial
 
 import jax
@@ -8,11 +9,17 @@ import numpy as np
 import optax
 import pytest
 
+from mnemosyne.book import folders
 from mnemosyne.memory.contract import Memory
 from mnemosyne.metatrain.loop import meta_train
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.spatial import encode
 from mnemosyne.types import Task
+
+
+def python_blocks(page):
+    """The Python code of a page, README.md or docs/….md, block by block."""
+    return re.findall(r"```python\n(.*?)```", (folders.root() / page).read_text(), re.DOTALL)
 
 
 def sequence(seed, t, *shape):

@@ -60,8 +60,8 @@ def headline() -> str:
     return (
         f"- **Quality.** We divide the training loss of `paced`, untuned, by that of Adam at its best learning rate, "
         f"on {last.tasks} networks that meta-training never saw. The geometric mean is {' and '.join(ratios)} "
-        f"(95% intervals over {transfer['seeds']} seeds). The worst network stands at {last.worst:.2f}. {diverged} of {runs} runs "
-        f"diverged. {prodigy()}\n"
+        f"(95% intervals over {transfer['seeds']} seeds). The worst network stands at {last.worst:.2f}. "
+        f"{diverged} of {runs} runs diverged. {prodigy()}\n"
         f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
         f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
         f"it, stands at {' and '.join(f'{mean:.2f}' for mean in ours['mean'])} on the networks above.\n"
@@ -104,21 +104,33 @@ def price() -> str:
 def verdicts_of(notebooks: str) -> str:
     """Claims of the chapters whose numbers a pattern matches, as a table."""
     rows = [
-        (
-            f"`{c['id']}`",
-            c["paper"],
-            _measured(c),
-            c["verdict"],
-            f"[{c['chapter'][:2]}](../notebooks/{c['chapter']}.ipynb)",
-        )
+        (f"[{c['id']}](../notebooks/{c['chapter']}.ipynb)", c["verdict"], c["paper"], _measured(c))
         for c in claims()
         if re.match(notebooks, c["chapter"])
     ]
-    return table(("claim", "the paper says", "we measured", "verdict", "chapter"), rows)
+    return table(("claim and chapter", "verdict", "the paper says", "we measured"), rows)
 
 
 def _measured(claim: dict) -> str:
     return "; ".join(part for part in (claim["ours"], claim["interval"]) if part)
+
+
+def ledger() -> str:
+    """Every claim with its rule, its verdict, and the command that tests it."""
+    rows = [
+        (
+            f"`{c['id']}`",
+            c["verdict"],
+            c["paper"],
+            c["rule"],
+            c["ours"],
+            c["interval"] or "none: counted, or exact",
+            f"[{title(c['chapter'])}](../notebooks/{c['chapter']}.ipynb)",
+            f"`{c['command']}`",
+        )
+        for c in claims()
+    ]
+    return table(("claim", "verdict", "paper says", "rule", "measured", "interval", "chapter", "command"), rows)
 
 
 def losses(summary: str, optimizers: dict[str, str], steps: Sequence[int]) -> str:
@@ -173,7 +185,15 @@ def transfer_means() -> str:
 def costs() -> str:
     """What a whole training step takes beside that of Adam on the same parameters."""
     rows = [
-        (regime, optimizer, f"{trained:,}", f"{state / trained:.1f}", f"{peak / 1e6:.1f}", f"{speed:,.0f}", f"{times:.2f}")
+        (
+            regime,
+            optimizer,
+            f"{trained:,}",
+            f"{state / trained:.1f}",
+            f"{peak / 1e6:.1f}",
+            f"{speed:,.0f}",
+            f"{times:.2f}",
+        )
         for regime, optimizer, trained, state, peak, speed, times in published("regime_costs").itertuples(index=False)
     ]
     head = ("trained", "optimizer", "parameters", "bytes of state per parameter", "peak MB", "examples per s", "× Adam")
@@ -184,6 +204,19 @@ def addresses() -> str:
     """Where each data set comes from."""
     rows = [(f"`{name}`", s.url or "no public address", s.licence) for name, s in SOURCES.items()]
     return table(("data set", "address of its files", "licence"), rows)
+
+
+def gallery() -> str:
+    """Every published figure under the chapter that draws it."""
+    shown = []
+    for name in chapter.notebooks():
+        code = (folders.root() / "notebooks" / f"{name}.ipynb").read_text()
+        drawn = dict.fromkeys(re.findall(r'run\.figure\(\\"(\w+)\\"', code))
+        drawn = [id for id in drawn if (folders.published_figures(SCALE) / f"{id}.png").exists()]
+        if drawn:
+            pictures = "\n".join(f"![{id}](../figures/{SCALE}/{id}.png)" for id in drawn)
+            shown.append(f"### [{title(name)}](../notebooks/{name}.ipynb)\n\n{pictures}\n")
+    return "\n".join(shown)
 
 
 COLUMNS = {"coordinate": "Mnemosyne", "paced": "Mnemosyne paced", "LSTM": "LSTM", "S4": "S4"}
@@ -202,6 +235,7 @@ _TENSORS = {
 
 GENERATED: dict[str, Callable[[], str]] = {
     "headline": headline,
+    "ledger": ledger,
     "theory": lambda: verdicts_of("0[0-5]"),
     "optimizer": lambda: verdicts_of("0[6-9]"),
     "choices": lambda: verdicts_of("1[0-4]"),
@@ -215,6 +249,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
     "transfer": transfer_means,
     "costs": costs,
+    "gallery": gallery,
     "addresses": addresses,
 }
 

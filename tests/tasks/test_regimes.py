@@ -29,6 +29,7 @@ from mnemosyne.tasks.regimes import (
     split,
     trained_part,
 )
+from tests.helpers import python_blocks
 from tests.tasks.models import GOLDEN, golden
 
 TINY = VisionTransformer(layers=2, heads=2, hidden=8, mlp_dim=12, patch=4, side=8, classes=10)
@@ -199,9 +200,8 @@ def test_weights_that_do_not_fit_a_task_are_listed(task, weights):
         trained_part(task, weights, regime())
 
 
-def test_the_readme_trains_a_public_checkpoint_on(tmp_path, monkeypatch):
-    _, _, section = (GOLDEN.parents[1] / "README.md").read_text().partition("## Train a public checkpoint on")
-    code = section.split("```python")[1].split("```")[0]
+def test_the_documentation_trains_a_public_checkpoint_on(tmp_path, monkeypatch):
+    code = python_blocks("docs/checkpoints.md")[0]
     tiny = VisionTransformer(layers=2, heads=3, hidden=12, mlp_dim=20, patch=4, side=8)
     folder = tmp_path / "vit-base-patch16-224"
     folder.mkdir()

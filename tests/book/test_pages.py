@@ -1,0 +1,135 @@
+"""README and docs: short, with generated numbers, code that runs as it stands, and links that lead somewhere."""
+
+import json
+import re
+
+import jax
+import pytest
+
+import mnemosyne
+from mnemosyne.book import chapter, folders, pages
+from tests.helpers import python_blocks, quadratic
+
+ROOT = folders.root()
+PAGES = pages.pages()
+README = ROOT / "README.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_generated_blocks_are_what_published_results_give(page):
+    """If this fails: python -m mnemosyne.book.pages."""
+    assert pages.refreshed(page.read_text()) == page.read_text()
+
+
+def test_every_generated_block_is_on_a_page():
+    used = {name for page in PAGES for name in re.findall(r"<!-- generated: (\w+) -->", page.read_text())}
+    assert used == pages.GENERATED.keys()
+
+
+def test_a_typed_number_in_a_generated_block_does_not_stay():
+    text = README.read_text()
+    assert pages.refreshed(text.replace("over 5 seeds", "over 50 seeds")) == text
+    assert "over 5 seeds" in text
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Published results of another checkout, which a test may change."""
+    for name in ("notebooks", "data/results/laptop"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "notebooks").symlink_to(ROOT / "notebooks")
+    (tmp_path / "data/results/laptop").mkdir()
+    for path in (ROOT / "data/results/laptop").iterdir():
+        (tmp_path / "data/results/laptop" / path.name).symlink_to(path)
+    monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
+    return tmp_path / "data/results/laptop"
+
+
+def replaced(path, old, new):
+    text = path.read_text()
+    assert old in text
+    path.unlink()
+    path.write_text(text.replace(old, new))
+
+
+def test_the_headline_follows_claims_and_tables(elsewhere):
+    before = pages.headline()
+    replaced(elsewhere / "transfer_means.csv", "2.63231", "7.77")
+    replaced(elsewhere / "01_memory.claims.json", '"reproduced"', '"not reproduced"')
+    after = pages.headline()
+    assert "stands at 2.63" in before
+    assert "stands at 7.77" in after
+    count = lambda text, verdict: int(re.search(rf"(\d+) {verdict}", text)[1])
+    assert count(after, "not reproduced") == count(before, "not reproduced") + 1
+
+
+def test_prodigy_is_told_when_it_is_measured(elsewhere):
+    assert "No published table" in pages.prodigy()
+    replaced(elsewhere / "transfer_means.csv", "LSTM,200,", "Prodigy,200,1.25,1,2,3,16\nLSTM,200,")
+    assert pages.prodigy() == "Prodigy stands at 1.25 after 200 steps."
+
+
+def test_bars_in_a_cell_do_not_end_it():
+    assert pages.table(("a",), [("|z|",)]).splitlines()[-1] == r"| \|z\| |"
+
+
+def test_the_ledger_has_every_published_claim_whole():
+    shown = pages.ledger()
+    rows = shown.splitlines()[2:]
+    published = [c for name in chapter.notebooks() for c in chapter.published_claims("laptop", name)]
+    assert len(rows) == len(published) > 40
+    for claim, row in zip(published, rows, strict=True):
+        for part in ("id", "verdict", "paper", "rule", "ours", "interval"):
+            assert claim[part].replace("|", r"\|") in row
+
+
+def test_the_readme_is_short_and_names_the_two_commands():
+    assert README.stat().st_size <= 8_000
+    for needed in ("make figures", "make test", "mnemosyne.pretrained()", "pip install -e ."):
+        assert needed in README.read_text()
+    assert len(re.findall(r"!\[", README.read_text())) == 3
+
+
+def test_the_first_example_of_the_readme_trains_as_it_stands():
+    found = {}
+    exec(python_blocks("README.md")[0], found)
+    assert found["loss"](found["params"]) < 0.25 < found["loss"](jax.tree.map(jax.numpy.zeros_like, found["params"]))
+
+
+def test_the_names_that_the_readme_gives_are_there():
+    names = re.findall(r'^\| `"(\w+)"`', README.read_text(), re.MULTILINE)
+    assert len(names) == 4
+    for name in names:
+        assert mnemosyne.pretrained(name).init({"w": jax.numpy.zeros((2, 3))})
+
+
+def test_every_notebook_is_in_the_table_of_figures():
+    text = (ROOT / "docs/figures.md").read_text()
+    for name in chapter.notebooks():
+        assert f"[{name}](../notebooks/{name}.ipynb)" in text
+        assert f"`make figures ONLY={name[:2]}`" in text
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_resolve(page):
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_recipe_of_one_piece_changed_runs():
+    """Three import lines; shortened, it meta-trains a rule and makes an optimizer of it."""
+    code = python_blocks("docs/change_one_piece.md")[0]
+    assert len(re.findall(r"^from mnemosyne", code, re.MULTILINE)) == 3
+    shorter = code.replace("iterations=200", "iterations=20, horizon=4, window=2, replicas=2")
+    assert shorter != code
+    found = {"tasks": (quadratic("bowl", 3),)}
+    exec(shorter, found)
+    params = {"w": jax.numpy.ones(3)}
+    updates, _ = found["tx"].update(params, found["tx"].init(params))
+    assert jax.numpy.abs(updates["w"]).max() > 0
+
+
+def test_no_notebook_has_a_badge_that_leads_to_a_front_page():
+    for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        cells = json.loads(path.read_text())["cells"]
+        assert "badge" not in "".join("".join(c["source"]) for c in cells), path.name
