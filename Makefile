@@ -42,7 +42,7 @@ test: dev
 	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest tests/after_notebooks.py
 
 docs: dev
-	$(BIN)/python -m sphinx -W --keep-going -q -b html -c docs . data/cache/site -d data/cache/site-doctrees
+	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -c docs . data/cache/site -d data/cache/site-doctrees
 
 publish: SCALE = laptop
 publish: env
