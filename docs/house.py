@@ -9,7 +9,7 @@ from mnemosyne.book import pages
 
 CODE = re.compile(r"(`[^`]+`)")
 SECTION = re.compile(r"(Args|Returns|Raises):$")
-STATEMENT = re.compile(r"[a-z_, ]+ = [\w.]+\(|[a-z_]+\(\[?.*\]?\) *#")
+STATEMENT = re.compile(r"[a-z_, ]+ = [\w.]+\(")
 
 
 def badges(repository: str, notebook: str) -> str:

@@ -63,6 +63,16 @@ def test_the_headline_follows_claims_and_tables(elsewhere):
     assert count(after, "not reproduced") == count(before, "not reproduced") + 1
 
 
+def test_the_command_writes_stale_blocks_anew_and_nothing_else(elsewhere, capsys):
+    root = elsewhere.parents[2]
+    page = "Before.\n\n<!-- generated: addresses -->\nold\n<!-- end -->\n\nAfter.\n"
+    (root / "README.md").write_text(page)
+    pages.main()
+    assert (root / "README.md").read_text() == page.replace("old\n", pages.addresses())
+    pages.main()
+    assert capsys.readouterr().out == "wrote README.md\n"
+
+
 def test_prodigy_is_told_when_it_is_measured(elsewhere):
     assert "No published table" in pages.prodigy()
     replaced(elsewhere / "transfer_means.csv", "LSTM,200,", "Prodigy,200,1.25,1,2,3,16\nLSTM,200,")
