@@ -6,16 +6,16 @@ from typing import Annotated, Literal
 
 import tyro
 
-from mnemosyne.metatrain.recipes import DIFFERENCES, SEARCHED, Selection, by_search, by_truncation, make_weights
+from mnemosyne.metatrain.recipes import SEARCHED, Selection, by_search, by_truncation, make_weights
 from mnemosyne.metatrain.search import SearchConfig
 from mnemosyne.metatrain.truncated import MetaConfig
 from mnemosyne.optimizer import zoo
-from mnemosyne.optimizer.registry import ARCHITECTURES
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.store import StoreError
 from mnemosyne.tasks.data import images
 
 Positional = tyro.conf.Positional
-TRUNCATED = tuple(name for name in ARCHITECTURES if name in DIFFERENCES and name != "paced")
+TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name != "paced")
 
 
 def reproduce(

@@ -9,10 +9,11 @@ import mnemosyne
 
 HOUSE = Path(mnemosyne.__file__).parent
 
-# What each room may import besides itself, and besides `types` and `store`, which all may.
+# What each room may import besides itself, and besides `types`, `store` and `inner`, which all may.
 ALLOWED = {
     "types": set(),
     "store": set(),
+    "inner": set(),
     "provenance": set(),
     "memory": set(),
     "theory": {"memory"},
@@ -22,7 +23,7 @@ ALLOWED = {
     "metatrain": {"memory", "optimizer", "tasks", "evaluate", "provenance"},
     "book": {"memory", "theory", "optimizer", "tasks", "evaluate", "metatrain", "provenance"},
 }
-FOUNDATION = {"types", "store"}
+FOUNDATION = {"types", "store", "inner"}
 
 
 def room(module: str) -> str:
@@ -72,7 +73,7 @@ def test_every_room_is_known():
 
 def test_there_is_no_import_circle():
     """Beyond façades, which a module of the room does not import."""
-    arrows = {m: {o for o in imports(p) if not MODULES[o].name == "__init__.py"} for m, p in MODULES.items()}
+    arrows = {m: {o for o in imports(p) if MODULES[o].name != "__init__.py"} for m, p in MODULES.items()}
     floors: dict[str, int] = {}
 
     def floor(module: str, above: tuple[str, ...] = ()) -> int:

@@ -7,21 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from mnemosyne.evaluate import interval
+from mnemosyne.optimizer.registry import OPTIMIZERS
 
-COLORS = {
-    "Mnemosyne": "#0b4f8a",
-    "Mnemosyne light": "#5fa8d3",
-    "Mnemosyne paced": "#c2185b",
-    "Mnemosyne, even part out": "#2b8f8a",
+COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "Mnemosyne hybrid": "#7b5ea7",
-    "Mnemosyne tensor-wise": "#2b8f8a",
-    "Mnemosyne tensor-wise, paced": "#0b4f8a",
-    "Mnemosyne Super": "#1b1b3a",
-    "Mnemosyne Super, paced": "#c2185b",
-    "LSTM": "#7a7a7a",
-    "S4": "#b39b3a",
-    "VeLO, LSTM": "#c98686",
-    "VeLO, CAM": "#2b8f8a",
+    "Mnemosyne, even part out": "#2b8f8a",
     "Lion": "#b5651d",
     "Adam": "#d9822b",
     "Adafactor": "#3a8f5c",

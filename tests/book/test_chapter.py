@@ -24,7 +24,7 @@ from mnemosyne.metatrain.students import by_coordinate
 from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 from mnemosyne.tasks.standins import pretrain
 from mnemosyne.types import Task
 from tests.helpers import quadratic
@@ -199,7 +199,7 @@ def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(check
     def contender(theta):
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), theta.like)
         one = Deferred(theta.key, like, lambda: jax.tree.map(lambda x: x[None], theta.value))
-        return Contender("mine", lambda theta: drop_in(theta, rule(0.5)), (0,), one)
+        return Contender("mine", lambda theta: from_rule(theta, rule(0.5), scale_by_tensor_rms()), (0,), one)
 
     rows = run.train(quadratic("b", 3), contender(theta), 40)
     for path in (checkout / "data/cache/kept").glob("*.safetensors"):
