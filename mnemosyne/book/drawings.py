@@ -105,7 +105,7 @@ def pooling(stages: Stages, length: int) -> plt.Figure:
     ax.text(1.7, 1.06, "…", ha="center", va="center")
     _below(ax, 1.7, f"cut in {n:,}\nchunks of $L$ = {length}")
     for left, level in ((2.27, 1), (3.6, 2)):
-        box(ax, left, 0.85, 0.62, 0.65, f"Performer\nand one\ntoken", MADE)
+        box(ax, left, 0.85, 0.62, 0.65, "Performer\nand one\ntoken", MADE)
         _below(ax, left + 0.31, f"level {level}\nby chunk")
         arrow(ax, (left - 0.2, 1.17), (left, 1.17))
         arrow(ax, (left + 0.62, 1.17), (left + 0.82, 1.17))
@@ -118,16 +118,16 @@ def pooling(stages: Stages, length: int) -> plt.Figure:
 
 def spatial(stages: Stages) -> plt.Figure:
     """Draw the spatial encoder (SPE): one vector of all meta-tokens, as the memories gave them back."""
-    l, d = stages.remembered.shape
+    tokens, d = stages.remembered.shape
     fig, ax = canvas(5.5, 1.55)
     _heat(ax, 0.08, 0.55, 1.25, 0.85, stages.remembered)
-    _below(ax, 0.7, f"out of the memory\n$l$ × $d$ = {l} × {d}")
+    _below(ax, 0.7, f"out of the memory\n$l$ × $d$ = {tokens} × {d}")
     arrow(ax, (1.33, 0.97), (1.6, 0.97))
     box(ax, 1.62, 0.65, 0.8, 0.65, "Performer\nand one\ntoken", MADE)
     arrow(ax, (2.42, 0.97), (2.62, 0.97))
     weights = ax.inset_axes([2.9, 0.55, 1.0, 0.85], transform=ax.transData)
-    weights.barh(range(l + 1), stages.attention, color="#0b4f8a")
-    weights.set_yticks(range(l + 1), ["token", *range(1, l + 1)], fontsize=7)
+    weights.barh(range(tokens + 1), stages.attention, color="#0b4f8a")
+    weights.set_yticks(range(tokens + 1), ["token", *range(1, tokens + 1)], fontsize=7)
     weights.invert_yaxis()
     weights.set(xticks=[])
     weights.grid(False)
@@ -147,11 +147,11 @@ def tensorwise(stages: Stages, features: int, encoders: int) -> plt.Figure:
         encoders: temporal ones, each with a memory for every meta-token.
     """
     n, k = stages.inputs.shape
-    l, d = stages.remembered.shape
+    tokens, d = stages.remembered.shape
     fig, ax = canvas(5.5, 2.35)
     parts = [(0.85, "gradient\n" + " × ".join(f"{s:,}" for s in stages.gradient.shape), GIVEN)]
-    parts += [(0.85, f"inputs $r$\n{n:,} × {k}", MADE), (0.85, f"HPE\n{l} meta-tokens", MADE)]
-    parts += [(0.85, f"CAM in time\n{l} × {d}", KEPT), (0.85, f"SPE\n$e$, {d} numbers", MADE)]
+    parts += [(0.85, f"inputs $r$\n{n:,} × {k}", MADE), (0.85, f"HPE\n{tokens} meta-tokens", MADE)]
+    parts += [(0.85, f"CAM in time\n{tokens} × {d}", KEPT), (0.85, f"SPE\n$e$, {d} numbers", MADE)]
     _, at_inputs, _, at_cam, at_spe = chain(ax, 0.08, 1.05, 0.45, 0.27, parts)
     box(
         ax,
