@@ -1,5 +1,7 @@
 """Rows → axes. Nothing is computed here but means and intervals over seeds."""
 
+from collections.abc import Sequence
+
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -158,7 +160,32 @@ def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: 
     style = {"arrowstyle": "-|>", "mutation_scale": 8, "lw": 0.9, "color": "#345"}
     ax.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", shrinkA=2, shrinkB=2, **style))
     if text:
-        ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08, text, ha="center", fontsize=6.5)
+        ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08, text, ha="center", fontsize=7)
+
+
+def chain(
+    ax: Axes, x: float, y: float, height: float, gap: float, parts: Sequence[tuple[float, str, str]]
+) -> list[float]:
+    """Draw boxes (width, text, colour) from left to right, with an arrow from each to the next.
+
+    Args:
+        ax: a `canvas`.
+        x: left edge of the first box.
+        y: their lower edge.
+        height: of every box.
+        gap: between two boxes.
+        parts: at least one.
+
+    Returns:
+        The left edge of each box.
+    """
+    widths = [width for width, *_ in parts]
+    lefts = [x + sum(widths[:i]) + gap * i for i in range(len(parts))]
+    for left, (width, text, color) in zip(lefts, parts, strict=True):
+        box(ax, left, y, width, height, text, color)
+    for left, width in zip(lefts[:-1], widths[:-1], strict=True):
+        arrow(ax, (left + width, y + height / 2), (left + width + gap, y + height / 2))
+    return lefts
 
 
 def variants(ax: Axes, rows: pd.DataFrame, x: str, y: str) -> None:
