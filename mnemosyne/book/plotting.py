@@ -42,7 +42,7 @@ def number(x: float) -> str:
     """'0.05', '20', and for what is very large or small a power of ten."""
     digits, power = f"{x:.2e}".split("e")
     if -4 < int(power) < 4 or x == 0:
-        return f"{x:.3g}"
+        return f"{x:.4g}"
     times = "" if float(digits) == 1 else rf"{float(digits):g} \times "
     return f"${times}10^{{{int(power)}}}$"
 
@@ -89,7 +89,7 @@ def curves(ax: Axes, rows: pd.DataFrame, column: str, by: str | None = None) -> 
         front = optimizer.startswith("Mnemosyne")
         style = {"color": COLORS.get(optimizer), "zorder": 3 if front else 2, "lw": 1.9 if front else 1.2}
         count = group.rate.nunique()
-        label = label_of(optimizer, group.rate.iloc[0]) if count == 1 else f"{optimizer}, best of {count} at each step"
+        label = label_of(optimizer, group.rate.iloc[0]) if count == 1 else f"{optimizer}, best rate at each step"
         ax.plot(values.index, mean, label=label, **style)
         low = np.maximum(mean - half, 0.2 * mean)  # the axis is logarithmic: an interval cannot reach zero
         ax.fill_between(values.index, low, mean + half, color=style["color"], alpha=0.15, lw=0)
@@ -115,7 +115,7 @@ def _each_rate(ax: Axes, rows: pd.DataFrame, column: str, color: str | None) -> 
     """Draw the mean over seeds at every rate, faintly; bad rates do not stretch the axes."""
     means = rows.assign(of=rows[column].where(np.isfinite(rows[column]))).groupby(["rate", "step"]).of
     lines = [g.droplevel("rate").reset_index() for _, g in means.mean().groupby("rate")]
-    ax.add_collection(LineCollection(lines, colors=color, linewidths=0.6, alpha=0.45, zorder=1.5), autolim=False)
+    ax.add_collection(LineCollection(lines, colors=color, linewidths=0.6, alpha=0.4, zorder=1.5), autolim=False)
 
 
 def shades(ax: Axes, rows: pd.DataFrame, column: str) -> None:

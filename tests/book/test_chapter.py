@@ -361,35 +361,29 @@ def test_plots_draw_every_series():
 
 
 def tuned():
-    """Losses of one optimizer at three rates: one fast, one low in the end, one with a lost run."""
-    losses = {0.3: (1.0, 0.9), 0.1: (3.0, 0.2), 0.03: (0.1, 0.1)}
-    rows = [
-        ("Adam", rate, seed, 10 * (t + 1), x + seed)
-        for rate, xs in losses.items()
-        for t, x in enumerate(xs)
-        for seed in (0, 1)
+    """Losses of one optimizer at three rates: one is fast, one is low in the end, one has lost a run of its two."""
+    losses = {0.3: (1.0, 0.9), 0.1: (30.0, 0.2), 0.03: (0.1, 0.1)}
+    each = [
+        (rate, seed, 10 * t, xs[t - 1] + 0.02 * seed) for rate, xs in losses.items() for t in (1, 2) for seed in (0, 1)
     ]
-    rows = pd.DataFrame(rows, columns=["optimizer", "rate", "seed", "step", "loss"])
-    return rows.assign(loss=rows.loss.where((rows.rate != 0.03) | (rows.seed == 0), np.nan))
+    rows = pd.DataFrame(each, columns=["rate", "seed", "step", "loss"])
+    lost = (rows.rate == 0.03) & (rows.seed == 1)
+    return rows.assign(optimizer="Adam", loss=rows.loss.where(~lost, np.inf))
 
 
 def test_a_tuned_optimizer_is_drawn_at_the_rate_that_is_best_at_each_step():
-    rows = tuned()
-    rows["accuracy"] = 1 - rows.loss
-    assert plotting.envelope(rows, "loss", "loss").to_numpy().tolist() == [[1.0, 2.0], [0.2, 1.2]]
-    assert np.allclose(plotting.envelope(rows, "accuracy", "loss"), [[0.0, -1.0], [0.8, -0.2]])
+    rows = tuned().assign(accuracy=lambda r: -r.loss)
+    assert np.allclose(plotting.envelope(rows, "loss", "loss"), [[1.0, 1.02], [0.2, 0.22]])
+    assert np.allclose(plotting.envelope(rows, "accuracy", "loss"), [[-1.0, -1.02], [-0.2, -0.22]])
     _, ax = plt.subplots()
     ours = rows[rows.rate == 0.3].assign(optimizer="Mnemosyne", rate=1.0)
     plotting.curves(ax, pd.concat([ours, rows]), "loss")
-    assert [line.get_label() for line in ax.lines] == [
-        "Mnemosyne",
-        "Adam, best of 3 at each step",
-        "thin: one rate each",
-    ]
-    assert np.allclose(ax.lines[1].get_ydata(), [1.5, 0.7])
-    faint = ax.collections[-1].get_segments()
-    assert [line[:, 1].tolist() for line in faint] == [[0.1, 0.1], [3.5, 0.7], [1.5, 1.4]]
-    assert ax.get_ylim()[1] < 3.5  # a bad rate does not stretch the axis
+    labels = ["Mnemosyne", "Adam, best rate at each step", "thin: one rate each"]
+    assert [line.get_label() for line in ax.lines] == labels
+    assert np.allclose(ax.lines[1].get_ydata(), [1.01, 0.21])
+    faint = [line[:, 1] for line in ax.collections[-1].get_segments()]
+    assert np.allclose(faint, [[0.1, 0.1], [30.01, 0.21], [1.01, 0.91]])
+    assert ax.get_ylim()[1] < 3  # a bad rate does not stretch the axis
     plt.close("all")
 
 
@@ -407,7 +401,13 @@ def test_symbols_are_set_as_formulas_are():
     assert plotting.in_math("attention, h = 4") == "attention, $h$ = 4"
     assert plotting.in_math("FAVOR++, ρ = 0.5") == r"FAVOR++, $\rho$ = 0.5"
     assert [plotting.in_math(t) for t in ("r", "λ", "LSTM", "regular")] == ["$r$", r"$\lambda$", "LSTM", "regular"]
-    assert [plotting.number(x) for x in (0.05, 20, 5e5, 1e-6)] == ["0.05", "20", r"$5 \times 10^{5}$", "$10^{-6}$"]
+    assert [plotting.number(x) for x in (0.05, 20, 1000, 5e5, 1e-6)] == [
+        "0.05",
+        "20",
+        "1000",
+        r"$5 \times 10^{5}$",
+        "$10^{-6}$",
+    ]
 
 
 def test_a_heat_map_shows_more_than_its_largest_value():
