@@ -48,13 +48,14 @@ def number(x: float) -> str:
 
 
 def log_losses(ax: Axes) -> None:
-    """Make the y-axis logarithmic, in plain numbers, with 2, 3 and 5 labelled too, or every tick if it spans little."""
+    """Make the y-axis logarithmic, in plain numbers; the less it spans, the more ticks are labelled."""
 
     def label(x: float, _) -> str:
         low, high = ax.get_ylim()
         if high < 4 * low:
             return number(x)
-        return number(x) if high < 1000 * low and f"{x:.1e}"[:3] in ("2.0", "3.0", "5.0") else ""
+        digits = ("2.0", "3.0", "5.0") if high < 30 * low else ("2.0", "5.0") if high < 1000 * low else ()
+        return number(x) if f"{x:.1e}"[:3] in digits else ""
 
     ax.set_yscale("log")
     ax.yaxis.set_major_formatter(lambda x, _: number(x))
