@@ -61,6 +61,29 @@ def test_notebook_contract(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_figures_are_as_wide_as_a_page(path):
+    """A width is written as a number, so that it holds at every scale; `chapter.legible` looks at those saved."""
+    code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    assert too_wide(code) == []
+
+
+def test_a_wide_figure_is_found():
+    assert too_wide("plt.subplots(figsize=(5.5, 2 * n)); plotting.canvas(5.5, 2); plt.figure()") == []
+    assert too_wide("plt.figure(figsize=(6, 2))") == ["6"]
+    assert too_wide("size = n + 1, 2\nplt.subplots(1, 2, figsize=size)\nplotting.canvas(2 * n, 2)") == ["size", "2 * n"]
+
+
+def too_wide(code: str) -> list[str]:
+    """Widths of figures that are more than 5.5 in, or not seen from the source."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    sizes = [k.value for call in calls for k in call.keywords if k.arg == "figsize"]
+    widths = [size.elts[0] if isinstance(size, ast.Tuple) else size for size in sizes]
+    widths += [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "canvas"]
+    fits = lambda width: isinstance(width, ast.Constant) and width.value <= chapter.WIDTH
+    return [ast.unparse(width) for width in widths if not fits(width)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_notebook_is_executed_small_and_clean(path):
     notebook = nbformat.read(path, as_version=4)
     code = [c for c in notebook.cells if c.cell_type == "code"]

@@ -25,6 +25,8 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from mnemosyne.book import folders
 from mnemosyne.book.kept import Kept
@@ -39,6 +41,9 @@ from mnemosyne.tasks.standins import pretrain, pretraining
 from mnemosyne.types import Params, Task, Theta
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
+WIDTH, SMALLEST = 5.5, 7.0
+"""A page's, in inches; a text's, in points."""
+
 _UNDATED = {"metadata": {"CreationDate": None}}
 
 
@@ -172,8 +177,9 @@ class Run:
         self._write(f"tables/{id}.meta.json", _json(about))
         return pd.read_csv(self.folder / "tables" / f"{id}.csv")
 
-    def figure(self, id: str, fig: plt.Figure) -> None:
-        """Save a figure as PNG and, byte for byte the same each time, PDF."""
+    def figure(self, id: str, fig: Figure) -> None:
+        """Save a figure as PNG and, byte for byte the same each time, PDF; a ValueError if it is not `legible`."""
+        legible(id, fig)
         for kind, options in {"png": {"dpi": 160, "metadata": {"Software": None}}, "pdf": _UNDATED}.items():
             drawn = io.BytesIO()
             fig.savefig(drawn, format=kind, **options)
@@ -208,6 +214,22 @@ class Run:
     def _write(self, path: str, content: bytes) -> None:
         folders.write(self.folder / path, content)
         self.written[path] = digest(self.folder / path)
+
+
+def legible(id: str, fig: Figure) -> None:
+    """Refuse a figure that a page of 5.5 in would have to shrink, or that has text under 7 pt.
+
+    Raises:
+        ValueError: and says how wide it is, or which texts are small.
+    """
+    width = fig.get_figwidth()
+    if width > WIDTH:
+        raise ValueError(f"figure {id!r} is {width:g} in wide and a page has {WIDTH:g}: draw fewer columns, one taller")
+    seen = (t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip())
+    small = {t.get_text(): t.get_fontsize() for t in seen if t.get_fontsize() < SMALLEST}
+    if small:
+        told = ", ".join(f"{text!r} ({size:g})" for text, size in small.items())
+        raise ValueError(f"figure {id!r} has text under {SMALLEST:g} pt: {told}")
 
 
 def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:

@@ -360,6 +360,82 @@ def test_plots_draw_every_series():
     plt.close("all")
 
 
+def tuned():
+    """Losses of one optimizer at three rates: one is fast, one is low in the end, one has lost a run of its two."""
+    losses = {0.3: (1.0, 0.9), 0.1: (30.0, 0.2), 0.03: (0.1, 0.1)}
+    each = [
+        (rate, seed, 10 * t, xs[t - 1] + 0.02 * seed) for rate, xs in losses.items() for t in (1, 2) for seed in (0, 1)
+    ]
+    rows = pd.DataFrame(each, columns=["rate", "seed", "step", "loss"])
+    lost = (rows.rate == 0.03) & (rows.seed == 1)
+    return rows.assign(optimizer="Adam", loss=rows.loss.where(~lost, np.inf))
+
+
+def test_a_tuned_optimizer_is_drawn_at_the_rate_that_is_best_at_each_step():
+    rows = tuned().assign(accuracy=lambda r: -r.loss)
+    assert np.allclose(plotting.envelope(rows, "loss", "loss"), [[1.0, 1.02], [0.2, 0.22]])
+    assert np.allclose(plotting.envelope(rows, "accuracy", "loss"), [[-1.0, -1.02], [-0.2, -0.22]])
+    _, ax = plt.subplots()
+    ours = rows[rows.rate == 0.3].assign(optimizer="Mnemosyne", rate=1.0)
+    plotting.curves(ax, pd.concat([ours, rows]), "loss")
+    labels = ["Mnemosyne", "Adam, best rate at each step", "thin: one rate each"]
+    assert [line.get_label() for line in ax.lines] == labels
+    assert np.allclose(ax.lines[1].get_ydata(), [1.01, 0.21])
+    faint = [line[:, 1] for line in ax.collections[-1].get_segments()]
+    assert np.allclose(faint, [[0.1, 0.1], [30.01, 0.21], [1.01, 0.91]])
+    assert ax.get_ylim()[1] < 3  # a bad rate does not stretch the axis
+    plt.close("all")
+
+
+def test_a_legend_below_names_what_panels_share_once():
+    fig, axes = plt.subplots(1, 2)
+    for ax, label in zip(axes, ("b", "c"), strict=True):
+        ax.plot([0, 1], label="a")
+        ax.plot([1, 0], label=label)
+    plotting.legend_below(fig, 3)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["a", "b", "c"]
+    plt.close("all")
+
+
+def test_symbols_are_set_as_formulas_are():
+    assert plotting.in_math("attention, h = 4") == "attention, $h$ = 4"
+    assert plotting.in_math("FAVOR++, ρ = 0.5") == r"FAVOR++, $\rho$ = 0.5"
+    assert [plotting.in_math(t) for t in ("r", "λ", "LSTM", "regular")] == ["$r$", r"$\lambda$", "LSTM", "regular"]
+    assert [plotting.number(x) for x in (0.05, 20, 1000, 5e5, 1e-6)] == [
+        "0.05",
+        "20",
+        "1000",
+        r"$5 \times 10^{5}$",
+        "$10^{-6}$",
+    ]
+
+
+def test_a_heat_map_shows_more_than_its_largest_value():
+    matrix = np.full((40, 40), 0.1)
+    matrix[0, 0], matrix[0, 1] = 1.0, np.nan
+    _, ax = plt.subplots()
+    plotting.heat(ax, matrix, "heat")
+    assert np.allclose(ax.images[0].get_clim(), (-0.1, 0.1))
+    plt.close("all")
+
+
+def test_a_figure_that_a_page_would_shrink_is_refused(checkout):
+    run = open_run("01_good")
+    fig, ax = plt.subplots()
+    ax.set(xlabel="step", title="a title")
+    run.figure("fine", fig)
+    assert {"fine.png", "fine.pdf"} == {p.name for p in (run.folder / "figures").iterdir()}
+    ax.text(0, 0, "").set_fontsize(3)
+    ax.text(0, 0, "hidden", fontsize=3, visible=False)
+    run.figure("fine", fig)
+    ax.annotate("too small", (0, 0), fontsize=6)
+    with pytest.raises(ValueError, match=r"figure 'small' has text under 7 pt: 'too small' \(6\)"):
+        run.figure("small", fig)
+    with pytest.raises(ValueError, match=r"figure 'wide' is 6.4 in wide and a page has 5.5"):
+        run.figure("wide", plt.figure(figsize=(6.4, 2)))
+    plt.close("all")
+
+
 def test_variants_are_medians_over_the_meta_seeds_beside_them():
     losses = {0: (1.0, 4.0), 1: (3.0, 3.0), 2: (9.0, 9.0)}  # two tasks each; meta-seed 0's geometric mean is 2
     rows = [("a", k, step, x / step) for k, xs in losses.items() for x in xs for step in (1, 2)]
@@ -376,7 +452,7 @@ def test_variants_are_medians_over_the_meta_seeds_beside_them():
 
 
 @pytest.mark.parametrize(
-    ("limits", "ticks"), [((1.6, 2.3), {1.8: "1.8", 2.0: "2"}), ((0.04, 30), {0.05: "0.05", 20.0: "20", 4.0: ""})]
+    ("limits", "ticks"), [((1.6, 2.3), {1.8: "1.8", 2.0: "2"}), ((0.04, 30), {0.05: "0.05", 20.0: "20", 3.0: ""})]
 )
 def test_a_logarithmic_axis_is_labelled_in_plain_numbers(limits, ticks):
     _, ax = plt.subplots()
