@@ -27,7 +27,7 @@ def test_conda_environment_installs_the_project_with_its_extras():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
-    assert set(extras) == {"notebooks", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
+    assert set(extras) == {"book", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
     assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
 
 
