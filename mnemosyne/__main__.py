@@ -1,6 +1,6 @@
 """The command line: reproduce, publish, meta-train, search, data, weights. `python -m mnemosyne --help`.
 
-`data` and `weights` work with what the optimizer needs; the others import the libraries of the book when they are called.
+`data` and `weights` work with what the optimizer needs. The others import the libraries of the book when called.
 """
 
 import argparse
@@ -65,11 +65,11 @@ def parser() -> argparse.ArgumentParser:
     commands = whole.add_subparsers(required=True, metavar="command")
     for name, about in OF_THE_BOOK.items():
         commands.add_parser(name, help=about)
-    for name, run, actions, whose in (
-        ("data", data, ("list", "fetch", "verify"), "a data set; needed by fetch and verify"),
-        ("weights", weights, ("list", "card"), "whose card; that of paced by default"),
+    for name, run, actions, about, whose in (
+        ("data", data, ("list", "fetch", "verify"), "list, download or check data sets", "a data set; list takes none"),
+        ("weights", weights, ("list", "card"), "list what ships, print a card", "whose card; that of paced by default"),
     ):
-        command = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        command = commands.add_parser(name, help=about, description=run.__doc__)
         command.add_argument("action", choices=actions)
         command.add_argument("name", nargs="?", help=whose)
         command.set_defaults(run=run)

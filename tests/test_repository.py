@@ -100,6 +100,9 @@ def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
     text = "\n".join(c.source for c in code)
     for needed in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_DATA", '"reproduce"', "drive.mount"):
         assert needed in text
+    libraries = next(n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and n.targets[0].id == "BOOK")
+    book = {re.match(r"[\w-]+", text)[0] for text in PROJECT["optional-dependencies"]["book"]}
+    assert set(ast.literal_eval(libraries)) == book - {PROJECT["name"], "ipykernel"}
 
 
 def test_choosing_what_to_run_starts_no_accelerator():

@@ -1,5 +1,6 @@
 """Image classifiers as tasks: MLPs and small Vision Transformers (paper App. B.1)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import flax.linen as nn
@@ -9,9 +10,26 @@ import optax
 from jaxtyping import Array, Float
 
 from mnemosyne.tasks.data.images import Dataset, Split, draw, standardise
-from mnemosyne.tasks.models.networks import ACTIVATIONS, Stack, encoder
+from mnemosyne.tasks.models.networks import encoder
 from mnemosyne.tasks.models.transformer import patches
 from mnemosyne.types import Params, Task
+
+ACTIVATIONS: dict[str, Callable] = {"sigmoid": nn.sigmoid, "relu": nn.relu}
+
+
+class MLP(nn.Module):
+    """Fully connected layers over flattened images."""
+
+    hidden: tuple[int, ...]  # units per hidden layer
+    activation: str  # a key of ACTIVATIONS
+    classes: int = 10
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        x = images.reshape(images.shape[0], -1)
+        for width in self.hidden:
+            x = ACTIVATIONS[self.activation](nn.Dense(width)(x))
+        return nn.Dense(self.classes)(x)
 
 
 class ViT(nn.Module):
@@ -41,10 +59,10 @@ class MLPSpec:
     """An MLP's shape."""
 
     hidden: tuple[int, ...]
-    activation: str  # a key of `networks.ACTIVATIONS`
+    activation: str
 
     def module(self, classes: int) -> nn.Module:
-        return Stack(self.hidden, ACTIVATIONS[self.activation], classes)
+        return MLP(self.hidden, self.activation, classes)
 
     def __str__(self) -> str:
         return f"mlp {'+'.join(map(str, self.hidden))} {self.activation}"

@@ -12,11 +12,20 @@ from jaxtyping import Array, Float, Int
 from mnemosyne.tasks.classify import ViTSpec, classify
 from mnemosyne.tasks.data.images import Dataset, draw, pool, standardise
 from mnemosyne.tasks.data.text import Text
-from mnemosyne.tasks.models.networks import ACTIVATIONS, Attentive, Convolutional, Recurrent, Stack
+from mnemosyne.tasks.models.networks import Attentive, Convolutional, Recurrent, Stack
 from mnemosyne.types import Data, Scalar, Task
 
 HELD_OUT = 1_000
 """Examples that metrics are measured on, at most."""
+
+ACTIVATIONS: dict[str, Callable] = {
+    "tanh": nn.tanh,
+    "relu": nn.relu,
+    "gelu": nn.gelu,
+    "silu": nn.silu,
+    "elu": nn.elu,
+    "sigmoid": nn.sigmoid,
+}
 
 
 def small(images: Dataset, side: int) -> Dataset:
@@ -36,7 +45,7 @@ def mlp(images: Dataset, hidden: tuple[int, ...], activation: str, batch_size: i
     Args:
         images: as large as the network should see them.
         hidden: units per hidden layer, LeCun-initialised and without skip connections at any depth.
-        activation: a key of `networks.ACTIVATIONS`.
+        activation: a key of `ACTIVATIONS`.
         batch_size: examples a step.
     """
     network = Stack(hidden, ACTIVATIONS[activation], images.classes)
@@ -98,7 +107,7 @@ def regression(
     Args:
         inputs: standard normal numbers per example.
         hidden: the learner's units per hidden layer.
-        activation: the learner's, a key of `networks.ACTIVATIONS`.
+        activation: the learner's, a key of `ACTIVATIONS`.
         noise: standard deviation on targets of variance about 1; its square is the lowest expected loss.
         batch_size: examples a step.
         seed: of the teacher and its 5,000 examples.

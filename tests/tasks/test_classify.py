@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mnemosyne.tasks import sets
-from mnemosyne.tasks.classify import MLPSpec, ViT, ViTSpec, classify
+from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
 from mnemosyne.tasks.data import cifar, sources, text
 from mnemosyne.tasks.data import images as data
 from mnemosyne.tasks.data.idx import read_idx
@@ -212,7 +212,7 @@ def test_parameter_counts_by_hand():
     count = lambda module, shape: sum(
         p.size for p in jax.tree.leaves(jax.eval_shape(module.init, jax.random.key(0), jnp.zeros(shape)))
     )
-    assert count(MLPSpec((20,), "sigmoid").module(10), (1, 28, 28, 1)) == 784 * 20 + 20 + 200 + 10
+    assert count(MLP((20,), "sigmoid"), (1, 28, 28, 1)) == 784 * 20 + 20 + 200 + 10
     d, h, e, m, tokens, patch = 16, 2, 8, 16, 16, 7
     attention = 3 * (d * h * e + h * e) + h * e * d + d
     block = attention + 2 * 2 * d + d * m + m + m * d + d

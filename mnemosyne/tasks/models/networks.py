@@ -7,15 +7,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "tanh": nn.tanh,
-    "relu": nn.relu,
-    "gelu": nn.gelu,
-    "silu": nn.silu,
-    "elu": nn.elu,
-    "sigmoid": nn.sigmoid,
-}
-
 
 class Stack(nn.Module):
     """Fully connected layers over flattened inputs, the last one linear."""
