@@ -135,6 +135,18 @@ def test_readme_names_every_notebook_and_the_two_commands():
         assert (ROOT / link).exists(), link
 
 
+def test_contributing_names_files_and_tests_that_exist():
+    named = re.findall(r"`([\w./<>]+\.(?:py|md|toml|ipynb))(?:::(\w+))?`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 25
+    for file, test in named:
+        if "<" in file:
+            assert (ROOT / file).parent.is_dir(), file
+        elif test:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+        else:
+            assert (ROOT / file).exists(), file
+
+
 def test_every_module_is_small():
     for path in (ROOT / "mnemosyne").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 350, path
