@@ -52,7 +52,7 @@ bench: env
 	$(BIN)/python -m mnemosyne.book.bench
 
 # All extras agree on versions; each of the two other locks holds only what it adds to requirements.lock.
-COMPILE = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate --extra notebooks --group build
+COMPILE = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate --extra book --group build
 ADDED   = awk 'NR == FNR {held[$$0]; next} /^[^ ]/ {new = !($$0 in held)} new' requirements.lock data/cache/some.lock
 
 lock: dev
@@ -76,7 +76,7 @@ lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest
 lowest newest: dev
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-$@
-	$(BIN)/uv pip install --python $(VENV)-$@ --upgrade --resolution $(RESOLUTION) -e '.[notebooks,dev]'
+	$(BIN)/uv pip install --python $(VENV)-$@ --upgrade --resolution $(RESOLUTION) -e '.[dev]'
 	$(VENV)-$@/bin/python -m pytest -n 2 --dist loadfile $(CHOSEN)
 
 clean:

@@ -27,7 +27,7 @@ def test_conda_environment_installs_the_project_with_its_extras():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
-    assert set(extras) == {"notebooks", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
+    assert set(extras) == {"book", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
     assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
 
 
@@ -123,6 +123,9 @@ def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
     text = "\n".join(c.source for c in code)
     for needed in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_DATA", '"reproduce"', "drive.mount"):
         assert needed in text
+    libraries = next(n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and n.targets[0].id == "BOOK")
+    book = {re.match(r"[\w-]+", text)[0] for text in PROJECT["optional-dependencies"]["book"]}
+    assert set(ast.literal_eval(libraries)) == book - {PROJECT["name"], "ipykernel"}
 
 
 def test_choosing_what_to_run_starts_no_accelerator():
@@ -153,6 +156,18 @@ def test_readme_names_every_notebook_and_the_two_commands():
         assert needed in readme
     for link in re.findall(r"\]\(((?!http)[^)#]+)", readme):
         assert (ROOT / link).exists(), link
+
+
+def test_contributing_names_files_and_tests_that_exist():
+    named = re.findall(r"`([\w./<>]+\.(?:py|md|toml|ipynb))(?:::(\w+))?`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 25
+    for file, test in named:
+        if "<" in file:
+            assert (ROOT / file).parent.is_dir(), file
+        elif test:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+        else:
+            assert (ROOT / file).exists(), file
 
 
 def test_every_module_is_small():
