@@ -1,6 +1,7 @@
 """Scales: the same notebooks from a laptop's minutes to a TPU's days, as one dataclass of sizes."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,37 @@ def scale_named(name: str) -> Scale:
     if name not in SCALES:
         raise ValueError(f"unknown scale {name!r}; choose one of {', '.join(SCALES)}")
     return SCALES[name]
+
+
+def resized(scale: Scale, sizes: Mapping[str, int | None]) -> Scale:
+    """A scale with some of its whole numbers changed; None leaves one as it is.
+
+    Its name tells what was changed, so that what it computes lies apart from what the scale does. Runs are compared at
+    the marks that are left, and at their end.
+
+    Raises:
+        ValueError: a name that is no whole number of a scale, or a size that is not one ≥ 1.
+    """
+    known = [f.name for f in fields(Scale) if f.type is int]
+    changed = {name: size for name, size in sizes.items() if size is not None}
+    for name, size in changed.items():
+        if name not in known:
+            raise ValueError(f"no size {name!r} to change; a scale has {', '.join(known)}")
+        whole_number(name, size)
+    changed = {name: size for name, size in changed.items() if size != getattr(scale, name)}
+    if "steps" in changed:
+        last = changed["steps"]
+        changed["marks"] = (*(m for m in scale.marks if m < last), last)
+    return renamed(replace(scale, **changed), changed)
+
+
+def renamed(scale: Scale, changed: Mapping[str, object]) -> Scale:
+    """The scale under a name that tells what was changed: 'laptop-steps-200'."""
+    told = (f"{name}-{size}" for name, size in changed.items() if name != "marks")
+    return replace(scale, name="-".join([scale.name, *told]))
+
+
+def whole_number(name: str, size: object) -> None:
+    """Raise a ValueError unless a size is a whole number ≥ 1."""
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise ValueError(f"{name} must be a whole number ≥ 1, got {size!r}")

@@ -4,25 +4,29 @@ tx = pretrained()                               # shipped weights, nothing to tu
 tx = from_rule(theta, paper_rule(COORDINATE))   # weights of your own
 """
 
+from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import hybrid, state_bytes, super_mnemosyne
 from mnemosyne.optimizer.odd import odd_rule
-from mnemosyne.optimizer.pace import at_pace
+from mnemosyne.optimizer.pace import FEATURES, at_pace
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.registry import ARCHITECTURES, COORDINATEWISE
-from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Config, Rule
-from mnemosyne.optimizer.transform import drop_in, scale_by_own_rms, scale_by_tensor_rms
+from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Config, Rule, log_sign
+from mnemosyne.optimizer.transform import drop_in, mnemosyne, scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.zoo import pretrained
 
 __all__ = [
     "ARCHITECTURES",
     "COORDINATE",
     "COORDINATEWISE",
+    "FEATURES",
     "LIGHT",
     "Config",
     "Rule",
     "at_pace",
     "drop_in",
     "hybrid",
+    "log_sign",
+    "mnemosyne",
     "odd_rule",
     "paper_rule",
     "pretrained",
@@ -30,4 +34,5 @@ __all__ = [
     "scale_by_tensor_rms",
     "state_bytes",
     "super_mnemosyne",
+    "zoo",
 ]

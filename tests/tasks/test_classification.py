@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mnemosyne.tasks import sets
-from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
+from mnemosyne.tasks.classification import MLP, MLPSpec, ViT, ViTSpec, classify
 from mnemosyne.tasks.data import cifar, sources, text
 from mnemosyne.tasks.data import images as data
 from mnemosyne.tasks.data.idx import read_idx
