@@ -38,9 +38,7 @@ class Stated:
     def __post_init__(self):
         for name, known in {"paper": PAPERS, "judge": JUDGES}.items():
             if getattr(self, name) not in known:
-                raise ValueError(
-                    f"claim {self.id!r}: its {name} is {getattr(self, name)!r}, not one of {', '.join(known)}"
-                )
+                raise ValueError(f"claim {self.id!r}: {name} {getattr(self, name)!r} is none of {', '.join(known)}")
 
 
 @dataclass(frozen=True)
