@@ -8,6 +8,7 @@ import sys
 import tomllib
 
 import nbformat
+import papermill
 import pytest
 import yaml
 
@@ -67,9 +68,12 @@ def test_parameters_are_the_sizes_a_reader_would_turn(path):
     """Each is said with what it is at each scale, and handed to the run."""
     notebook = nbformat.read(path, as_version=4)
     cell = next(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
-    sizes = re.findall(r"^(\w+): int \| None = None  # (.+)$", cell, re.MULTILINE)
+    sizes = re.findall(r"^(\w+): int = 0  # (.+)$", cell, re.MULTILINE)
+    sizes = [(name, said) for name, said in sizes if name != "seed"]
     assert 1 <= len(sizes) <= 3
     assert len(sizes) == len(cell.splitlines()) - 2
+    explained = papermill.inspect_notebook(str(path))  # as `papermill --help-notebook` does
+    assert {"scale", "seed", *(name for name, _ in sizes)} == explained.keys()
     source = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
     call = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "open_run")
     given = {k.arg: k.value for k in call.keywords}
@@ -79,7 +83,7 @@ def test_parameters_are_the_sizes_a_reader_would_turn(path):
         assert handed[name].id == name
         if name not in own:
             values = [f"{getattr(scale, name):,}" for scale in SCALES.values()]
-            assert said.endswith("; None: {}, {} or {} by scale".format(*values)), said
+            assert said.endswith("; 0: {}, {} or {} by scale".format(*values)), said
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

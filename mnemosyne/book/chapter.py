@@ -31,7 +31,7 @@ from mnemosyne.book import claims, folders
 from mnemosyne.book.claims import Claim
 from mnemosyne.book.kept import Kept
 from mnemosyne.book.keys import Deferred, code, combined, program, shapes, value
-from mnemosyne.book.scale import Scale, renamed, resized, scale_named, whole_number
+from mnemosyne.book.scale import Scale, resized, scale_named
 from mnemosyne.evaluate import Contender, course, train
 from mnemosyne.metatrain.loop import meta_train
 from mnemosyne.optimizer import zoo
@@ -210,7 +210,7 @@ class Run:
 
 
 def open_run(
-    notebook: str, scale: str = "quick", seed: int = 0, own: Mapping[str, int | None] | None = None, **sizes: int | None
+    notebook: str, scale: str = "quick", seed: int = 0, own: Mapping[str, int] | None = None, **sizes: int
 ) -> Run:
     """Open a notebook's run.
 
@@ -218,13 +218,13 @@ def open_run(
         notebook: its name without the ending, as "07_mlps".
         scale: a key of `scale.SCALES`.
         seed: offsets every random key.
-        own: sizes that the notebook alone has; None is for its usual one.
-        sizes: of the scale, by their names in `Scale`, that are to differ; None leaves one as it is. A run with changed
+        own: sizes that the notebook alone has; 0 is for its usual one.
+        sizes: of the scale, by their names in `Scale`, that are to differ; 0 leaves one as it is. A run with changed
             sizes writes to a folder of its own, and is not published.
 
     Raises:
         ValueError: an unknown scale, a seed that is not a whole number ≥ 0, a notebook that is not there, a size that
-            no scale has or that is not a whole number ≥ 1.
+            no scale has or that is not a whole number.
         PermissionError: if results cannot be written.
     """
     base = scale_named(scale)
@@ -233,12 +233,7 @@ def open_run(
     if not (folders.root() / "notebooks" / f"{notebook}.ipynb").exists():
         raise ValueError(f"no notebook {notebook!r}; there are {', '.join(notebooks())}")
     force = bool(os.environ.get("MNEMOSYNE_FORCE"))
-    chosen = resized(base, sizes)
-    changed = {name: size for name, size in sizes.items() if size is not None and size != getattr(base, name)}
-    for name, size in (own or {}).items():
-        if size is not None:
-            whole_number(name, size)
-            chosen, changed[name] = renamed(chosen, {name: size}), size
+    chosen, changed = resized(base, sizes, own or {})
     run = Run(notebook, chosen, seed, time.perf_counter(), Kept(force), {}, {}, changed)
     for kind in ("tables", "figures"):
         folders.writable(run.folder / kind)

@@ -130,35 +130,30 @@ def scale_named(name: str) -> Scale:
     return SCALES[name]
 
 
-def resized(scale: Scale, sizes: Mapping[str, int | None]) -> Scale:
-    """A scale with some of its whole numbers changed; None leaves one as it is.
+def resized(scale: Scale, sizes: Mapping[str, int], own: Mapping[str, int]) -> tuple[Scale, dict[str, int]]:
+    """A scale with some of its whole numbers changed, and which: {name: size}. A size of 0 leaves one as it is.
 
-    Its name tells what was changed, so that what it computes lies apart from what the scale does. Runs are compared at
-    the marks that are left, and at their end.
+    The scale's name tells what was changed, so that what it computes lies apart: 'laptop-steps-200'. Runs are compared
+    at the marks that are left, and at their end.
+
+    Args:
+        scale: to start from.
+        sizes: by their names in `Scale`.
+        own: sizes that a notebook alone has; those that are not 0 count as changed.
 
     Raises:
-        ValueError: a name that is no whole number of a scale, or a size that is not one ≥ 1.
+        ValueError: a name that is no whole number of a scale, or a size that is not one.
     """
     known = [f.name for f in fields(Scale) if f.type is int]
-    changed = {name: size for name, size in sizes.items() if size is not None}
-    for name, size in changed.items():
-        if name not in known:
+    for name, size in [*sizes.items(), *own.items()]:
+        if name not in own and name not in known:
             raise ValueError(f"no size {name!r} to change; a scale has {', '.join(known)}")
-        whole_number(name, size)
-    changed = {name: size for name, size in changed.items() if size != getattr(scale, name)}
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise ValueError(f"{name} must be a whole number ≥ 1, or 0 for the usual one, got {size!r}")
+    changed = {name: size for name, size in sizes.items() if size and size != getattr(scale, name)}
+    marks = scale.marks
     if "steps" in changed:
-        last = changed["steps"]
-        changed["marks"] = (*(m for m in scale.marks if m < last), last)
-    return renamed(replace(scale, **changed), changed)
-
-
-def renamed(scale: Scale, changed: Mapping[str, object]) -> Scale:
-    """The scale under a name that tells what was changed: 'laptop-steps-200'."""
-    told = (f"{name}-{size}" for name, size in changed.items() if name != "marks")
-    return replace(scale, name="-".join([scale.name, *told]))
-
-
-def whole_number(name: str, size: object) -> None:
-    """Raise a ValueError unless a size is a whole number ≥ 1."""
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise ValueError(f"{name} must be a whole number ≥ 1, got {size!r}")
+        marks = (*(m for m in marks if m < changed["steps"]), changed["steps"])
+    told = changed | {name: size for name, size in own.items() if size}
+    name = "-".join([scale.name, *(f"{n}-{size}" for n, size in told.items())])
+    return replace(scale, **changed | {"name": name, "marks": marks}), told
