@@ -14,7 +14,7 @@ from mnemosyne.metatrain.truncated import MetaConfig
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks import sets, suite
-from mnemosyne.tasks.classify import MLPSpec
+from mnemosyne.tasks.classification import MLPSpec
 from mnemosyne.types import Task
 
 

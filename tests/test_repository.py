@@ -8,13 +8,16 @@ import sys
 import tomllib
 
 import nbformat
+import papermill
 import pytest
 import yaml
 
 from mnemosyne.book import chapter, folders
+from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ROOMS = ("memory", "theory", "optimizer", "tasks", "metatrain", "book")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -51,8 +54,8 @@ def test_notebook_contract(path):
     assert 'scale: str = "quick"' in parameters[0].source
     assert "seed: int = 0" in parameters[0].source
     everything = "\n".join(c.source for c in code)
-    assert f'open_run("{path.stem}", scale, seed)' in everything
-    assert "run.claims(" in everything
+    assert re.search(rf'open_run\(\s*"{path.stem}",\s+scale,\s+seed,\s', everything)
+    assert "run.claims()" in everything
     assert code[-1].source.strip() == "run.close()"
     for line in everything.splitlines():
         assert not line.lstrip().startswith(("%", "!")), line
@@ -81,6 +84,39 @@ def too_wide(code: str) -> list[str]:
     widths += [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "canvas"]
     fits = lambda width: isinstance(width, ast.Constant) and width.value <= chapter.WIDTH
     return [ast.unparse(width) for width in widths if not fits(width)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_are_the_sizes_a_reader_would_turn(path):
+    """Each is said with what it is at each scale, and handed to the run."""
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    sizes = re.findall(r"^(\w+): int = 0  # (.+)$", cell, re.MULTILINE)
+    sizes = [(name, said) for name, said in sizes if name != "seed"]
+    assert 1 <= len(sizes) <= 3
+    assert len(sizes) == len(cell.splitlines()) - 2
+    explained = papermill.inspect_notebook(str(path))  # as `papermill --help-notebook` does
+    assert {"scale", "seed", *(name for name, _ in sizes)} == explained.keys()
+    source = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    call = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "open_run")
+    given = {k.arg: k.value for k in call.keywords}
+    own = {k.value: v for k, v in zip(given["own"].keys, given["own"].values, strict=True)} if "own" in given else {}
+    handed = given | own
+    for name, said in sizes:
+        assert handed[name].id == name
+        if name not in own:
+            values = [f"{getattr(scale, name):,}" for scale in SCALES.values()]
+            assert said.endswith("; 0: {}, {} or {} by scale".format(*values)), said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_imports_in_a_few_lines_from_the_rooms(path):
+    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    lines = [line for cell in code for line in cell.splitlines() if re.match(r"(from|import) mnemosyne", line)]
+    assert any(line.startswith("from mnemosyne.book import ") for line in lines)
+    assert len(lines) <= 5
+    rooms = {line.split()[1] for line in lines}
+    assert rooms <= {"mnemosyne", "mnemosyne.book.verdicts", *(f"mnemosyne.{room}" for room in ROOMS)}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)

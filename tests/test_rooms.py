@@ -1,6 +1,8 @@
 """The house: imports point one way, from the book down to the memory."""
 
 import ast
+import importlib
+import types
 from pathlib import Path
 
 import pytest
@@ -65,6 +67,15 @@ def test_imports_point_down(module):
         return
     used = {room(other) for other in imports(MODULES[module])} - {here} - FOUNDATION
     assert used <= ALLOWED[here], f"{module} of {here} imports {sorted(used - ALLOWED[here])}"
+
+
+@pytest.mark.parametrize("facade", [m for m, path in MODULES.items() if path.name == "__init__.py"])
+def test_a_name_of_a_facade_is_one_thing(facade):
+    """What it lists is there, and hides no module of the room by a function of the same name."""
+    room = importlib.import_module(facade)
+    for name in getattr(room, "__all__", ()):
+        thing = getattr(room, name)
+        assert f"{facade}.{name}" not in MODULES or isinstance(thing, types.ModuleType), name
 
 
 def test_every_room_is_known():

@@ -17,7 +17,7 @@ from jaxtyping import Array
 from tokenizers import Tokenizer
 
 from mnemosyne.inner import inner_step
-from mnemosyne.tasks.classify import classifier
+from mnemosyne.tasks.classification import classifier
 from mnemosyne.tasks.data.images import Dataset
 from mnemosyne.tasks.data.text import read_text
 from mnemosyne.tasks.data.tokens import BERT_SPECIAL, T5_SPECIAL, stream, with_sentinels, wordpiece

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mnemosyne.book import chapter, folders, plotting
-from mnemosyne.book.chapter import Claim, open_run
+from mnemosyne.book.chapter import open_run
 from mnemosyne.book.keys import Deferred
 from mnemosyne.book.scale import SCALES, scale_named
 from mnemosyne.book.studies import comparison, fine_tuning, random_features
@@ -274,14 +274,19 @@ def test_figures_are_the_same_bytes_each_time(checkout):
     assert files[0] == files[1]
 
 
-def test_claims(checkout):
+def test_a_claim_is_shown_when_made_and_written_with_the_others(checkout):
     run = open_run("01_good")
-    claim = Claim(id="x", paper="p", rule="r", ours="o", verdict="partly", anywhere=True)
-    table = run.claims([claim])
-    assert list(table.verdict) == ["partly"]
-    assert chapter.read_claims("quick", "01_good")[0]["rule"] == "r"
-    with pytest.raises(ValueError, match="verdict 'great'"):
-        Claim(id="x", paper="p", rule="r", ours="o", verdict="great")
+    shown = run.claim("x", held=True, ours="o", seeds=3, note="n")
+    assert shown.loc["x", ["verdict", "paper", "rule", "ours", "seeds", "note"]].tolist() == [
+        *("reproduced", "p", "r", "o", 3, "n")
+    ]
+    run.claim("empirical", held=[True], ours="o", sizes={"limit": 2})
+    run.claim("x", held=False, ours="o")  # a cell that is run again
+    assert list(run.claims().verdict) == ["not reproduced", "not testable at this scale"]
+    first, second = chapter.read_claims("quick", "01_good")
+    assert (first["paper"], first["anywhere"], second["anywhere"]) == ("p", True, False)
+    assert second["rule"] == "below 2 in every cell; partly: in half"
+    assert list(first) == ["id", "paper", "rule", "ours", "verdict", "interval", "seeds", "note", "anywhere"]
 
 
 def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
@@ -290,7 +295,8 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     run.table("t", pd.DataFrame({"a": [1.0]}))
     assert (tmp_path / "elsewhere/quick/tables/t.csv").exists()
     assert not (checkout / "runs").exists()
-    run.claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")])
+    run.claim("x", held=True, ours="o")
+    run.claims()
     assert chapter.read_claims("quick", "01_good")
     monkeypatch.delenv("MNEMOSYNE_OUTPUT")
     assert not chapter.read_claims("quick", "01_good")
@@ -310,14 +316,61 @@ def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, cap
 
 
 def test_an_empirical_claim_waits_for_real_data(checkout):
-    claims = [
-        Claim(id="theory", paper="p", rule="r", ours="o", verdict="reproduced", anywhere=True),
-        Claim(id="empirical", paper="p", rule="a rule that is long " * 9, ours="o", verdict="reproduced"),
-    ]
-    quick = open_run("01_good").claims(claims)
+    long = "a rule that is long " * 9
+    path = folders.claims()
+    path.write_text(path.read_text().replace("below {limit} in every cell", long))
+
+    def verdicts(scale):
+        run = open_run("01_good", scale)
+        run.claim("x", held=True, ours="o")
+        run.claim("empirical", held=[True, False], ours="o")
+        return run.claims()
+
+    quick = verdicts("quick")
     assert list(quick.verdict) == ["reproduced", "not testable at this scale"]
-    assert list(open_run("01_good", "laptop").claims(claims).verdict) == ["reproduced", "reproduced"]
-    assert ("a rule that is long " * 9).strip() in quick.to_html()
+    assert list(verdicts("laptop").verdict) == ["reproduced", "partly"]
+    assert long.strip() in quick.to_html()
+
+
+def test_a_changed_size_is_honoured_and_lies_apart_from_what_the_scale_gives(trained, checkout, capsys):
+    run = open_run("01_good", "quick", steps=200, seeds=2, own={"features": 8})
+    assert (run.scale.steps, run.scale.marks, len(run.seeds)) == (200, (100, 200), 2)
+    assert "at scale quick-steps-200-seeds-2-features-8" in capsys.readouterr().out
+    rows = run.train(bowl(), ADAM, run.scale.steps)
+    assert (rows.step.max(), rows.seed.nunique()) == (200, 2)
+    run.table("t", rows)
+    folder = checkout / "runs/quick-steps-200-seeds-2-features-8/tables"
+    about = json.loads((folder / "t.meta.json").read_text())
+    assert about["command"] == (
+        "01_good at scale quick with steps = 200, seeds = 2, features = 8; not what is published"
+    )
+    assert about["scale"]["steps"] == 200
+    run.close()
+    assert chapter.read_table("quick", "t") is None
+    assert not chapter.written("quick", "01_good")  # what publishing copies
+
+
+def test_a_size_left_alone_or_given_as_it_is_changes_nothing(checkout):
+    usual = open_run("01_good", "laptop")
+    same = open_run("01_good", "laptop", steps=5_000, seeds=0, own={"features": 0})
+    assert same.scale == usual.scale
+    assert same.folder == usual.folder
+    assert "make figures SCALE=laptop ONLY=01" in same._command()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"stepss": 3}, "no size 'stepss' to change; a scale has patch, seeds, steps"),
+        ({"name": 3}, "no size 'name'"),
+        ({"seeds": -1}, "seeds must be a whole number ≥ 1, or 0 for the usual one, got -1"),
+        ({"seeds": True}, "seeds must be a whole number"),
+        ({"own": {"features": 2.5}}, "features must be a whole number .*, got 2.5"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(checkout, sizes, told):
+    with pytest.raises(ValueError, match=told):
+        open_run("01_good", **sizes)
 
 
 def test_fewer_where_nothing_is_judged(checkout):

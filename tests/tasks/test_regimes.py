@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 import mnemosyne
 from mnemosyne.evaluate import Contender, train
 from mnemosyne.optimizer.composite import hybrid
-from mnemosyne.tasks.classify import classifier, last_layer
+from mnemosyne.tasks.classification import classifier, last_layer
 from mnemosyne.tasks.models.bert import BERT
 from mnemosyne.tasks.models.checkpoints import VISION_NAMES
 from mnemosyne.tasks.models.t5 import T5

@@ -15,7 +15,7 @@ from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import hybrid
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks import standins
-from mnemosyne.tasks.classify import classifier
+from mnemosyne.tasks.classification import classifier
 from mnemosyne.tasks.data.images import Dataset, load, resize
 from mnemosyne.tasks.models.vision import VisionTransformer
 from mnemosyne.tasks.regimes import EMBEDDING_AND_CLS, LAST_LAYER, LAST_TWO, Regime, fine_tune, regime, trained_part

@@ -11,7 +11,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from mnemosyne.tasks import sets
-from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
+from mnemosyne.tasks.classification import MLP, MLPSpec, ViT, ViTSpec, classify
 from mnemosyne.tasks.data import cifar, sources, text
 from mnemosyne.tasks.data import images as data
 from mnemosyne.tasks.data.idx import read_idx
