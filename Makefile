@@ -57,7 +57,7 @@ bench: env
 	$(BIN)/python -m mnemosyne.book.bench
 
 # All extras agree on versions; each of the two other locks holds only what it adds to requirements.lock.
-COMPILE = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate --extra notebooks --group build
+COMPILE = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate --extra book --group build
 ADDED   = awk 'NR == FNR {held[$$0]; next} /^[^ ]/ {new = !($$0 in held)} new' requirements.lock data/cache/some.lock
 
 lock: dev
@@ -73,7 +73,7 @@ lock: dev
 # Left out for their length: training, meta-training, studies. Left out because they fail with jax 0.7.2: tests in float64,
 # for want of jax.enable_x64 (odd, thick, cache, recurrent, tensorwise, velo); sharded updates of the tensor-wise rule,
 # which differ there from those of one device.
-CHOSEN = $(patsubst %,tests/%.py,memory/test_compact optimizer/test_zoo tasks/test_tokens tasks/test_checkpoints tasks/test_classify test_cli book/test_chapter) \
+CHOSEN = $(patsubst %,tests/%.py,memory/test_compact optimizer/test_zoo tasks/test_tokens tasks/test_checkpoints tasks/test_classification test_cli book/test_chapter) \
   $(addprefix tests/optimizer/test_transform.py::test_,state_survives_orbax tree_map_params_reaches_the_whole_state \
   train_state_under_jit_with_donation_compiles_once inject_hyperparams_and_schedules)
 
@@ -81,7 +81,7 @@ lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest
 lowest newest: dev
 	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-$@
-	$(BIN)/uv pip install --python $(VENV)-$@ --upgrade --resolution $(RESOLUTION) -e '.[notebooks,dev]'
+	$(BIN)/uv pip install --python $(VENV)-$@ --upgrade --resolution $(RESOLUTION) -e '.[dev]'
 	$(VENV)-$@/bin/python -m pytest -n 2 --dist loadfile $(CHOSEN)
 
 clean:

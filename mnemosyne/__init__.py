@@ -4,8 +4,6 @@ tx = mnemosyne.pretrained()  # an optax transformation; nothing to tune
 """
 
 from mnemosyne.optimizer.composite import state_bytes
-from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import mnemosyne
 from mnemosyne.optimizer.zoo import pretrained
 
-__all__ = ["Config", "mnemosyne", "pretrained", "state_bytes"]
+__all__ = ["pretrained", "state_bytes"]

@@ -1,128 +1,31 @@
-"""The command line: reproduce, meta-train, data, weights. `python -m mnemosyne --help`."""
+"""The command line: reproduce, publish, meta-train, search, data, weights. `python -m mnemosyne --help`.
 
+`data` and `weights` work with what the optimizer needs. The others import the libraries of the book when called.
+"""
+
+import argparse
 import sys
-from pathlib import Path
-from typing import Annotated, Literal
 
-import tyro
-
-from mnemosyne.metatrain.recipes import DIFFERENCES, SEARCHED, Selection, by_search, by_truncation, make_weights
-from mnemosyne.metatrain.search import SearchConfig
-from mnemosyne.metatrain.truncated import MetaConfig
 from mnemosyne.optimizer import zoo
-from mnemosyne.optimizer.registry import ARCHITECTURES
 from mnemosyne.store import StoreError
 from mnemosyne.tasks.data import images
 
-Positional = tyro.conf.Positional
-TRUNCATED = tuple(name for name in ARCHITECTURES if name in DIFFERENCES and name != "paced")
+OF_THE_BOOK = {
+    "reproduce": "regenerate every figure and table by running the notebooks",
+    "publish": "copy what runs have computed to what the repository keeps",
+    "meta-train": "meta-train an optimizer and write its weights and card",
+    "search": "search for the pace of `paced`",
+}
+"""Commands of `book.commands`, each with a line of help."""
 
 
-def reproduce(
-    *,
-    scale: str = "quick",
-    seed: int = 0,
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
-    force: bool = False,
-    keep_going: bool = False,
-    jobs: int = 1,
-) -> int:
-    """Regenerate every figure and table by running the notebooks.
-
-    Args:
-        scale: quick (minutes on a laptop), laptop (hours) or paper (an accelerator).
-        seed: offsets every random key.
-        only: notebooks to run, by number (03) or name; all by default.
-        force: run also what is up to date, and compute anew what was kept.
-        keep_going: start others after a notebook that failed.
-        jobs: notebooks that run at a time; 2 are faster on a CPU, an accelerator serves one.
-    """
-    try:
-        from mnemosyne.book.reproduce import reproduce as run
-    except ModuleNotFoundError as error:
-        raise SystemExit(f"{error.name} is missing: pip install 'mnemosyne-optimizer[notebooks]'") from error
-    return run(scale=scale, seed=seed, only=only, force=force, keep_going=keep_going, jobs=jobs)
-
-
-def publish(
-    *,
-    scale: str = "laptop",
-    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
-) -> int:
-    """Copy what runs at a scale have computed to what the repository keeps: tables, figures, notebooks, rows.
-
-    Args:
-        scale: of the runs, whose seed is 0.
-        only: notebooks, by number (03) or name; all by default.
-    """
-    from mnemosyne.book.publish import publish as run
-
-    print(f"{len(run(scale=scale, only=only))} files published")
-    return 0
-
-
-def meta_train(
-    name: Positional[Literal[TRUNCATED]],
-    meta: tyro.conf.OmitArgPrefixes[MetaConfig] = MetaConfig(),  # noqa: B008
-    selection: Selection = Selection(),  # noqa: B008
-    *,
-    out: Path | None = None,
-    dataset: str = "mnist",
-) -> int:
-    """Meta-train an optimizer and write its weights and card; the same command goes on after a kill.
-
-    Args:
-        name: which rule.
-        meta: what meta-training does.
-        selection: how a snapshot is chosen afterwards.
-        out: folder of the run; data/meta-training/<name> by default.
-        dataset: images to meta-train on.
-    """
-
-    folder = out or Path("data") / "meta-training" / name
-    report(make_weights(name, by_truncation(name, meta, dataset), folder, selection, line))
-    return 0
-
-
-def search(
-    config: tyro.conf.OmitArgPrefixes[SearchConfig] = SearchConfig(),  # noqa: B008
-    selection: Selection = SEARCHED,
-    *,
-    out: Path = Path("data/meta-training/paced"),
-) -> int:
-    """Search for the pace of `paced`; the same command goes on after a kill.
-
-    Args:
-        config: what the search does.
-        selection: how a snapshot is chosen afterwards.
-        out: folder of the run.
-    """
-    report(make_weights("paced", by_search("paced", config), out, selection, line))
-    return 0
-
-
-def line(row: dict) -> None:
-    """Print a row of a meta-training log."""
-    print("  ".join(f"{k} {v:.6g}" for k, v in row.items()), flush=True)
-
-
-def report(path: Path) -> None:
-    """Say where new weights are and how to ship them."""
-    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
-
-
-def data_command(action: Positional[Literal["list", "fetch", "verify"]], name: Positional[str | None] = None) -> int:
-    """List data sets, download one's originals, or check that they are the published files.
-
-    Args:
-        action: what to do.
-        name: a data set; needed by fetch and verify.
-    """
+def data(action: str, name: str | None) -> None:
+    """List data sets, download one's originals, or check that they are the published files."""
     if action == "list":
         for known in images.NAMES:
             print(f"{known:14s} {state(known)}")
-        print(f"originals: {images.originals()} (MNEMOSYNE_DATA), prepared: {images.cache()} (MNEMOSYNE_CACHE)")
-        return 0
+        print(f"originals: {images.originals()} (MNEMOSYNE_DATA)")
+        return
     if name is None:
         raise ValueError(f"which data set? python -m mnemosyne data {action} {'|'.join(images.SOURCES)}")
     if action == "fetch":
@@ -130,7 +33,6 @@ def data_command(action: Positional[Literal["list", "fetch", "verify"]], name: P
     else:
         images.verify(name)
         print(f"{name}: every file is the published one")
-    return 0
 
 
 def state(name: str) -> str:
@@ -146,37 +48,54 @@ def state(name: str) -> str:
         return f"absent or damaged: {remedy}; {source.licence}"
 
 
-def weights(action: Positional[Literal["list", "card"]], name: Positional[str | None] = None) -> int:
-    """List the weights that ship with the package, or print the card of one.
-
-    Args:
-        action: what to do.
-        name: whose card.
-    """
+def weights(action: str, name: str | None) -> None:
+    """List the weights that ship with the package, or print the card of one."""
     if action == "card":
         print(zoo.card(name or "paced"))
-        return 0
+        return
     for known in zoo.available():
         paths = zoo.files_of(known)
         parts = "" if known in zoo.shipped() else "  of " + " and ".join(path.stem for path in paths)
         print(f"{known:16s} {sum(path.stat().st_size for path in paths) / 1e3:6.1f} kB{parts}")
-    return 0
 
 
-COMMANDS = {
-    "reproduce": reproduce,
-    "publish": publish,
-    "meta-train": meta_train,
-    "search": search,
-    "data": data_command,
-    "weights": weights,
-}
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes; of the book's commands only that they are there."""
+    whole = argparse.ArgumentParser(prog="mnemosyne", description="A learned optimizer, and the book about it.")
+    commands = whole.add_subparsers(required=True, metavar="command")
+    for name, about in OF_THE_BOOK.items():
+        commands.add_parser(name, help=about)
+    for name, run, actions, about, whose in (
+        ("data", data, ("list", "fetch", "verify"), "list, download or check data sets", "a data set; list takes none"),
+        ("weights", weights, ("list", "card"), "list what ships, print a card", "whose card; that of paced by default"),
+    ):
+        command = commands.add_parser(name, help=about, description=run.__doc__)
+        command.add_argument("action", choices=actions)
+        command.add_argument("name", nargs="?", help=whose)
+        command.set_defaults(run=run)
+    return whole
+
+
+def from_the_book(name: str, args: list[str]) -> int:
+    """Run a command whose libraries may be missing; a SystemExit says which extra has them."""
+    try:
+        from mnemosyne.book import commands
+    except ModuleNotFoundError as error:
+        raise SystemExit(
+            f"mnemosyne {name} needs {error.name}, which is not installed: pip install 'mnemosyne-optimizer[book]'"
+        ) from error
+    return commands.run(name, args)
 
 
 def main(args: list[str] | None = None) -> None:
     """Run one command; a mistake in its arguments or data is a message, not a traceback."""
+    words = sys.argv[1:] if args is None else args
     try:
-        sys.exit(tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="mnemosyne", args=args))
+        if words and words[0] in OF_THE_BOOK:
+            sys.exit(from_the_book(words[0], words[1:]))
+        chosen = vars(parser().parse_args(words))
+        chosen.pop("run")(**chosen)
+        sys.exit(0)
     except (ValueError, images.DataError, StoreError, PermissionError, FileNotFoundError) as error:
         sys.exit(f"mnemosyne: {error}")
 

@@ -11,6 +11,8 @@ import optax
 import pandas as pd
 from jaxtyping import Array
 
+from mnemosyne.inner import inner_step
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.zoo import pretrained
 from mnemosyne.types import Data, Params, Scalar, State, Task
 
@@ -34,9 +36,9 @@ def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
     return Contender(name, lambda rate: tx, (1.0,))
 
 
-def meta_trained(name: str, label: str) -> Contender:
-    """Shipped weights, under a label for tables and figures."""
-    return untuned(label, pretrained(name))
+def meta_trained(name: str) -> Contender:
+    """Shipped weights, under the label of their record."""
+    return untuned(OPTIMIZERS[name].label, pretrained(name))
 
 
 RATES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
@@ -130,22 +132,17 @@ def course(task: Task, contender: Contender, steps: int, every: int) -> Course:
     """Make the stages of training a task with a contender; a ValueError if `every` does not divide `steps`."""
     if steps < 1 or steps % every:
         raise ValueError(f"steps = {steps} is no positive multiple of every = {every}")
-    # What VeLO asks for and others do not: the loss and the number of steps planned.
-    make = lambda setting: optax.with_extra_args_support(contender.make(setting))
 
     def stretch(setting: Any, key: Array, start: Array, carry: tuple[Params, State], data: Data):
-        tx = make(setting)
+        tx = contender.make(setting)
 
         def step(carry, t):
-            params, state = carry
-            batch = task.batch(data, jax.random.fold_in(key, t))
-            loss, grads = jax.value_and_grad(task.loss)(params, batch)
-            updates, state = tx.update(grads, state, params, value=loss, horizon=steps)
-            return (optax.apply_updates(params, updates), state), loss.astype(jnp.float32)
+            carry, loss, _ = inner_step(task, tx, carry, task.batch(data, jax.random.fold_in(key, t)), steps)
+            return carry, loss.astype(jnp.float32)
 
         return jax.lax.scan(step, carry, start + jnp.arange(every))
 
-    return Course(_keys, task.init, lambda setting, params: make(setting).init(params), stretch, task.metrics)
+    return Course(_keys, task.init, lambda setting, params: contender.make(setting).init(params), stretch, task.metrics)
 
 
 def _keys(seed: Array) -> tuple[Array, Array]:

@@ -41,11 +41,24 @@ def digits():
 
 
 CELLS = {
-    "01_good": 'from mnemosyne.book.chapter import Claim, open_run\nrun = open_run("01_good", scale, seed)\n'
-    'run.claims([Claim(id="x", paper="p", rule="r", ours=f"seed {seed}", verdict="reproduced", anywhere=True)])\n'
-    "run.close()",
+    "01_good": 'from mnemosyne.book import open_run\nrun = open_run("01_good", scale, seed)\n'
+    'run.claim("x", held=True, ours=f"seed {seed}")\nrun.claims()\nrun.close()',
     "02_bad": "print('before')\nraise RuntimeError('on purpose')",
 }
+
+CLAIMS = """[x]
+paper = "mnemosyne"
+says = "p"
+rule = "r"
+judge = "whole"
+anywhere = true
+
+[empirical]
+paper = "memformers"
+says = "better"
+rule = "below {limit} in every cell; partly: in half"
+judge = "all_or_half"
+"""
 
 
 def notebook(source):
@@ -59,6 +72,8 @@ def checkout(tmp_path, monkeypatch):
     """A checkout of two notebooks, of which the second fails, in the place of this one."""
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "mnemosyne").mkdir()
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/claims.toml").write_text(CLAIMS)
     for name, source in CELLS.items():
         (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
     monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))

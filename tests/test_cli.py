@@ -12,9 +12,9 @@ from mnemosyne.metatrain import recipes
 from mnemosyne.metatrain.pes import PESConfig
 from mnemosyne.metatrain.truncated import MetaConfig
 from mnemosyne.optimizer import zoo
-from mnemosyne.optimizer.registry import ARCHITECTURES
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks import sets, suite
-from mnemosyne.tasks.classify import MLPSpec
+from mnemosyne.tasks.classification import MLPSpec
 from mnemosyne.types import Task
 
 
@@ -58,7 +58,7 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     assert code == 0
     assert "iteration 20  " in said.out
     theta, learned = zoo.load_weights(tmp_path / "light.safetensors")
-    assert learned is ARCHITECTURES["light"]
+    assert learned is OPTIMIZERS["light"].learned
     assert np.isfinite(theta["head"]["out"]).all()
     card = (tmp_path / "light.md").read_text()
     assert '"iterations": 20' in card
@@ -85,7 +85,7 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     assert code == 0
     assert "iteration 2" in said.out
     theta, learned = zoo.load_weights(tmp_path / "paced.safetensors")
-    assert learned is ARCHITECTURES["paced"]
+    assert learned is OPTIMIZERS["paced"].learned
     direction, _ = zoo.load_weights(zoo.path_of("normalised"))
     assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
     card = (tmp_path / "paced.md").read_text()

@@ -16,7 +16,7 @@ from tools import environment
 
 ROOT = folders.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-EXTRAS = {"requirements.lock": ["notebooks"], "requirements-dev.lock": ["dev"], "requirements-lab.lock": ["lab"]}
+EXTRAS = {"requirements.lock": "book", "requirements-dev.lock": "dev", "requirements-lab.lock": "lab"}
 
 
 def pins(*locks):
@@ -30,6 +30,13 @@ def pins(*locks):
                     _, extras = found.get(canonicalize_name(r.name), (None, set()))
                     found[canonicalize_name(r.name)] = str(r.specifier)[2:], extras | r.extras
     return found
+
+
+def of_extra(extra):
+    """Requirement texts of one of the project's extras, and of those that it takes in."""
+    texts = PROJECT["project"]["optional-dependencies"][extra]
+    own = {text: r.extras for text in texts if (r := Requirement(text)).name == PROJECT["project"]["name"]}
+    return [t for t in texts if t not in own] + [t for extras in own.values() for e in extras for t in of_extra(e)]
 
 
 def unmet(wanted, pinned, requires):
@@ -70,16 +77,19 @@ def requires(name):
 def test_every_requirement_is_met_by_a_pinned_line(lock):
     """Of all that is installed at its pinned version, through extras too: what `pip check` does not look at."""
     pinned = pins("requirements.lock", lock)
-    project = PROJECT["project"]
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["notebooks"]]
-    wanted += [t for extra in EXTRAS[lock] for t in project["optional-dependencies"][extra]]
-    wanted += PROJECT["dependency-groups"]["build"]
+    wanted = [*PROJECT["project"]["dependencies"], *of_extra(EXTRAS[lock]), *PROJECT["dependency-groups"]["build"]]
 
     def of_the_pinned(name):
         here = name in pinned and requires(name) is not None and metadata.version(name) == pinned[name][0]
         return requires(name) if here else None
 
     assert unmet(wanted, pinned, of_the_pinned) == []
+
+
+def test_extras_take_in_others():
+    """Each of these is what one command installs, with all that it stands on."""
+    assert set(of_extra("tasks")) < set(of_extra("book")) < set(of_extra("docs")) < set(of_extra("dev"))
+    assert set(of_extra("book")) < set(of_extra("lab"))
 
 
 def test_this_environment_is_the_locks():

@@ -8,13 +8,16 @@ import sys
 import tomllib
 
 import nbformat
+import papermill
 import pytest
 import yaml
 
 from mnemosyne.book import chapter, folders
+from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ROOMS = ("memory", "theory", "optimizer", "tasks", "metatrain", "book")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
@@ -27,7 +30,7 @@ def test_conda_environment_installs_the_project_with_its_extras():
     environment = yaml.safe_load((ROOT / "environment.yml").read_text())
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
-    assert set(extras) == {"notebooks", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
+    assert set(extras) == {"book", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
     assert f"python{PROJECT['requires-python']}" in environment["dependencies"]
 
 
@@ -51,13 +54,69 @@ def test_notebook_contract(path):
     assert 'scale: str = "quick"' in parameters[0].source
     assert "seed: int = 0" in parameters[0].source
     everything = "\n".join(c.source for c in code)
-    assert f'open_run("{path.stem}", scale, seed)' in everything
-    assert "run.claims(" in everything
+    assert re.search(rf'open_run\(\s*"{path.stem}",\s+scale,\s+seed,\s', everything)
+    assert "run.claims()" in everything
     assert code[-1].source.strip() == "run.close()"
     for line in everything.splitlines():
         assert not line.lstrip().startswith(("%", "!")), line
         assert not line.rstrip().endswith(";"), line
     assert len(everything.splitlines()) <= 200
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_figures_are_as_wide_as_a_page(path):
+    """A width is written as a number, so that it holds at every scale; `chapter.legible` looks at those saved."""
+    code = "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code")
+    assert too_wide(code) == []
+
+
+def test_a_wide_figure_is_found():
+    assert too_wide("plt.subplots(figsize=(5.5, 2 * n)); plotting.canvas(5.5, 2); plt.figure()") == []
+    assert too_wide("plt.figure(figsize=(6, 2))") == ["6"]
+    assert too_wide("size = n + 1, 2\nplt.subplots(1, 2, figsize=size)\nplotting.canvas(2 * n, 2)") == ["size", "2 * n"]
+
+
+def too_wide(code: str) -> list[str]:
+    """Widths of figures that are more than 5.5 in, or not seen from the source."""
+    calls = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)]
+    sizes = [k.value for call in calls for k in call.keywords if k.arg == "figsize"]
+    widths = [size.elts[0] if isinstance(size, ast.Tuple) else size for size in sizes]
+    widths += [call.args[0] for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "canvas"]
+    fits = lambda width: isinstance(width, ast.Constant) and width.value <= chapter.WIDTH
+    return [ast.unparse(width) for width in widths if not fits(width)]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_parameters_are_the_sizes_a_reader_would_turn(path):
+    """Each is said with what it is at each scale, and handed to the run."""
+    notebook = nbformat.read(path, as_version=4)
+    cell = next(c.source for c in notebook.cells if "parameters" in c.metadata.get("tags", []))
+    sizes = re.findall(r"^(\w+): int = 0  # (.+)$", cell, re.MULTILINE)
+    sizes = [(name, said) for name, said in sizes if name != "seed"]
+    assert 1 <= len(sizes) <= 3
+    assert len(sizes) == len(cell.splitlines()) - 2
+    explained = papermill.inspect_notebook(str(path))  # as `papermill --help-notebook` does
+    assert {"scale", "seed", *(name for name, _ in sizes)} == explained.keys()
+    source = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    call = next(n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and ast.unparse(n.func) == "open_run")
+    given = {k.arg: k.value for k in call.keywords}
+    own = {k.value: v for k, v in zip(given["own"].keys, given["own"].values, strict=True)} if "own" in given else {}
+    handed = given | own
+    for name, said in sizes:
+        assert handed[name].id == name
+        if name not in own:
+            values = [f"{getattr(scale, name):,}" for scale in SCALES.values()]
+            assert said.endswith("; 0: {}, {} or {} by scale".format(*values)), said
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_notebook_imports_in_a_few_lines_from_the_rooms(path):
+    code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+    lines = [line for cell in code for line in cell.splitlines() if re.match(r"(from|import) mnemosyne", line)]
+    assert any(line.startswith("from mnemosyne.book import ") for line in lines)
+    assert len(lines) <= 5
+    rooms = {line.split()[1] for line in lines}
+    assert rooms <= {"mnemosyne", "mnemosyne.book.verdicts", *(f"mnemosyne.{room}" for room in ROOMS)}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -100,6 +159,9 @@ def test_the_colab_driver_is_no_chapter_and_leaves_the_accelerator_alone():
     text = "\n".join(c.source for c in code)
     for needed in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_DATA", '"reproduce"', "drive.mount"):
         assert needed in text
+    libraries = next(n.value for n in ast.walk(tree) if isinstance(n, ast.Assign) and n.targets[0].id == "BOOK")
+    book = {re.match(r"[\w-]+", text)[0] for text in PROJECT["optional-dependencies"]["book"]}
+    assert set(ast.literal_eval(libraries)) == book - {PROJECT["name"], "ipykernel"}
 
 
 def test_choosing_what_to_run_starts_no_accelerator():
@@ -122,6 +184,18 @@ def test_no_machine_path_and_no_pickle_in_tracked_text():
             assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/\w", text), path
             if path.suffix == ".py" and "tests" not in path.parts:
                 assert "pickle" not in text.replace("allow_pickle=False", ""), path
+
+
+def test_contributing_names_files_and_tests_that_exist():
+    named = re.findall(r"`([\w./<>]+\.(?:py|md|toml|ipynb))(?:::(\w+))?`", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) > 25
+    for file, test in named:
+        if "<" in file:
+            assert (ROOT / file).parent.is_dir(), file
+        elif test:
+            assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+        else:
+            assert (ROOT / file).exists(), file
 
 
 def test_every_module_is_small():

@@ -1,6 +1,8 @@
 """The house: imports point one way, from the book down to the memory."""
 
 import ast
+import importlib
+import types
 from pathlib import Path
 
 import pytest
@@ -9,10 +11,11 @@ import mnemosyne
 
 HOUSE = Path(mnemosyne.__file__).parent
 
-# What each room may import besides itself, and besides `types` and `store`, which all may.
+# What each room may import besides itself, and besides `types`, `store` and `inner`, which all may.
 ALLOWED = {
     "types": set(),
     "store": set(),
+    "inner": set(),
     "provenance": set(),
     "memory": set(),
     "theory": {"memory"},
@@ -22,7 +25,7 @@ ALLOWED = {
     "metatrain": {"memory", "optimizer", "tasks", "evaluate", "provenance"},
     "book": {"memory", "theory", "optimizer", "tasks", "evaluate", "metatrain", "provenance"},
 }
-FOUNDATION = {"types", "store"}
+FOUNDATION = {"types", "store", "inner"}
 
 
 def room(module: str) -> str:
@@ -66,13 +69,22 @@ def test_imports_point_down(module):
     assert used <= ALLOWED[here], f"{module} of {here} imports {sorted(used - ALLOWED[here])}"
 
 
+@pytest.mark.parametrize("facade", [m for m, path in MODULES.items() if path.name == "__init__.py"])
+def test_a_name_of_a_facade_is_one_thing(facade):
+    """What it lists is there, and hides no module of the room by a function of the same name."""
+    room = importlib.import_module(facade)
+    for name in getattr(room, "__all__", ()):
+        thing = getattr(room, name)
+        assert f"{facade}.{name}" not in MODULES or isinstance(thing, types.ModuleType), name
+
+
 def test_every_room_is_known():
     assert {room(m) for m in MODULES} - {"mnemosyne", "__main__"} == set(ALLOWED)
 
 
 def test_there_is_no_import_circle():
     """Beyond façades, which a module of the room does not import."""
-    arrows = {m: {o for o in imports(p) if not MODULES[o].name == "__init__.py"} for m, p in MODULES.items()}
+    arrows = {m: {o for o in imports(p) if MODULES[o].name != "__init__.py"} for m, p in MODULES.items()}
     floors: dict[str, int] = {}
 
     def floor(module: str, above: tuple[str, ...] = ()) -> int:

@@ -26,7 +26,7 @@ EVERY = 5  # seconds between two lines
 STRICTLY = ["--require-hashes", "--no-deps", "--no-build-isolation"]
 LOCKED = ["install", *STRICTLY, "--no-compile", "--progress-bar", "off", "-r"]
 PROJECT = ["install", "--no-index", "--no-deps", "--no-build-isolation", "-e", "."]
-USED = "mnemosyne.__main__, mnemosyne.book.plotting, sklearn.datasets, papermill, ipykernel.kernelapp"
+USED = "mnemosyne.book.commands, mnemosyne.book.plotting, sklearn.datasets, ipykernel.kernelapp"
 
 
 def names(lock: str) -> set[str]:

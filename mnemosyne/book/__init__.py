@@ -1,5 +1,75 @@
-"""What the notebooks need and users never: runs that keep what they compute, verdicts, plots, the studies."""
+"""What the notebooks need and users never: runs that keep what they compute, contenders, verdicts, plots, the studies.
 
-from mnemosyne.book.chapter import Claim, open_run, read_table
+run = open_run("07_mlps", scale, seed)                            # keeps what it computes, see `chapter`
+rows = run.train(task, ADAM, 500)                                 # contenders are those of `mnemosyne.evaluate`
+run.claim("fig10", held=every([…]), ours="…")                     # statements are those of `verdicts`
+plotting.curves(ax, rows, "train_loss")
+"""
 
-__all__ = ["Claim", "open_run", "read_table"]
+from mnemosyne.book import drawings, explorer, plotting
+from mnemosyne.book.bench import per_call
+from mnemosyne.book.chapter import open_run, read_table
+from mnemosyne.book.studies import (
+    ablation,
+    blocks,
+    capacity,
+    comparison,
+    fine_tuning,
+    random_features,
+    retrieval,
+    trained_memory,
+    variations,
+)
+from mnemosyne.book.studies.variations import Choice
+from mnemosyne.book.verdicts import at_most, below, every, log_ratio, negated, share, some, within
+from mnemosyne.evaluate import (
+    ADAM,
+    ADAM_BEYOND,
+    LION,
+    LION_PAPER,
+    RMSPROP,
+    SGD,
+    best_rates,
+    diverged,
+    interval,
+    meta_trained,
+    untuned,
+)
+
+__all__ = [
+    "ADAM",
+    "ADAM_BEYOND",
+    "LION",
+    "LION_PAPER",
+    "RMSPROP",
+    "SGD",
+    "Choice",
+    "ablation",
+    "at_most",
+    "below",
+    "best_rates",
+    "blocks",
+    "capacity",
+    "comparison",
+    "diverged",
+    "drawings",
+    "every",
+    "explorer",
+    "fine_tuning",
+    "interval",
+    "log_ratio",
+    "meta_trained",
+    "negated",
+    "open_run",
+    "per_call",
+    "plotting",
+    "random_features",
+    "read_table",
+    "retrieval",
+    "share",
+    "some",
+    "trained_memory",
+    "untuned",
+    "variations",
+    "within",
+]

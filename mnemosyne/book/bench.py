@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pandas as pd
 
+from mnemosyne.inner import inner_step
 from mnemosyne.memory.compact import cam
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import state_bytes
@@ -112,9 +113,7 @@ def _training_step(task: Task, tx: optax.GradientTransformation, params: Params)
     batch = task.batch(task.data, jax.random.key(1))
 
     def step(carry, batch):
-        params, state = carry
-        updates, state = tx.update(jax.grad(task.loss)(params, batch), state, params)
-        return optax.apply_updates(params, updates), state
+        return inner_step(task, tx, carry, batch)[0]
 
     compiled = jax.jit(step, donate_argnums=0).lower((params, tx.init(params)), batch).compile()
     sizes = compiled.memory_analysis()

@@ -6,7 +6,8 @@ rows = run.train(task, contender, 500)       # these: a killed run goes on from 
 drawn = run.keep(study.variances, maps, s)   # and these
 table = run.table("fig10", rows)             # runs/<scale>/tables/fig10.csv, read back
 run.figure("fig10", fig)                     # runs/<scale>/figures/fig10.png and .pdf
-run.claims([...])                            # runs/<scale>/tables/07_mlps.claims.json
+run.claim("fig10", held=lower, ours="…")     # judged by the rule in data/claims.toml
+run.claims()                                 # runs/<scale>/tables/07_mlps.claims.json
 """
 
 import functools
@@ -16,8 +17,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,14 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 
-from mnemosyne.book import folders
+from mnemosyne.book import claims, folders
+from mnemosyne.book.claims import Claim
 from mnemosyne.book.kept import Kept
 from mnemosyne.book.keys import Deferred, code, combined, program, shapes, value
-from mnemosyne.book.scale import Scale, scale_named
-from mnemosyne.book.verdicts import VERDICTS
+from mnemosyne.book.scale import Scale, resized, scale_named
 from mnemosyne.evaluate import Contender, course, train
 from mnemosyne.metatrain.loop import meta_train
 from mnemosyne.optimizer import zoo
@@ -39,26 +42,10 @@ from mnemosyne.tasks.standins import pretrain, pretraining
 from mnemosyne.types import Params, Task, Theta
 
 STYLE = Path(__file__).parent / "paper.mplstyle"
+WIDTH, SMALLEST = 5.5, 7.0
+"""A page's, in inches; a text's, in points."""
+
 _UNDATED = {"metadata": {"CreationDate": None}}
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One statement of the paper, and what we found (ids: README)."""
-
-    id: str
-    paper: str  # what the paper says
-    rule: str  # how the verdict follows from numbers, written before the run
-    ours: str  # what we measured
-    verdict: str  # one of VERDICTS
-    interval: str = ""  # 95%, over seeds
-    seeds: int = 1
-    note: str = ""
-    anywhere: bool = False  # theory, structure or a count, which any scale can judge; others wait for real data
-
-    def __post_init__(self):
-        if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict {self.verdict!r} of claim {self.id!r} is none of {VERDICTS}")
 
 
 @dataclass(frozen=True)
@@ -71,6 +58,8 @@ class Run:
     started: float
     kept: Kept
     written: dict[str, str]  # path under the run's folder → hash of what this run has written there
+    claimed: dict[str, Claim]  # by id, in the order they were made
+    changed: dict[str, int]  # sizes that differ from the scale's own; what they give is not published
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -162,7 +151,7 @@ class Run:
         self._write(f"tables/{id}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
         about = {
             "notebook": self.notebook,
-            "command": f"make figures SCALE={self.scale.name} ONLY={self.notebook.split('_')[0]}",
+            "command": self._command(),
             "scale": asdict(self.scale),
             "seed": self.seed,
             "versions": versions(),
@@ -172,23 +161,32 @@ class Run:
         self._write(f"tables/{id}.meta.json", _json(about))
         return pd.read_csv(self.folder / "tables" / f"{id}.csv")
 
-    def figure(self, id: str, fig: plt.Figure) -> None:
-        """Save a figure as PNG and, byte for byte the same each time, PDF."""
+    def figure(self, id: str, fig: Figure) -> None:
+        """Save a figure as PNG and, byte for byte the same each time, PDF; a ValueError if it is not `legible`."""
+        legible(id, fig)
         for kind, options in {"png": {"dpi": 160, "metadata": {"Software": None}}, "pdf": _UNDATED}.items():
             drawn = io.BytesIO()
             fig.savefig(drawn, format=kind, **options)
             self._write(f"figures/{id}.{kind}", drawn.getvalue())
 
-    def claims(self, claims: list[Claim]) -> pd.DataFrame:
-        """Write `<notebook>.claims.json` and return the claims as a table.
+    def claim(self, id: str, *, ours: str, **more: Any) -> pd.DataFrame:
+        """Judge a claim of `data/claims.toml` by its rule, and return it as a table.
 
-        On small data that stand for nothing, an empirical claim is not testable, whatever came out.
+        Args:
+            id: the claim's.
+            ours: what we measured, in words.
+            more: the statements that the claim's judge takes, as `held` and `part`, and fields of `claims.Measured`.
         """
-        if not self.scale.judges:
-            claims = [c if c.anywhere else replace(c, verdict="not testable at this scale") for c in claims]
-        rows = [asdict(c) for c in claims]
-        self._write(f"tables/{self.notebook}.claims.json", _json(rows))
-        return pd.DataFrame(rows).set_index("id")[["verdict", "paper", "rule", "ours", "interval", "seeds", "note"]]
+        known = {name: more.pop(name) for name in claims.Measured.__dataclass_fields__ if name in more}
+        measured = claims.Measured(ours=ours, **known)
+        self.claimed[id] = claims.judged(claims.find(id), measured, self.scale.judges, **more)
+        return _shown([self.claimed[id]])
+
+    def claims(self) -> pd.DataFrame:
+        """Write the claims made to `<notebook>.claims.json` and return them as a table."""
+        made = list(self.claimed.values())
+        self._write(f"tables/{self.notebook}.claims.json", _json([asdict(c) for c in made]))
+        return _shown(made)
 
     def close(self) -> pd.DataFrame:
         """How this run came: versions, device, seconds; and what it was handed of runs, and where these were computed.
@@ -205,36 +203,72 @@ class Run:
             about[f"rows of {source['entries']} runs" + " " * i] = told
         return pd.DataFrame(about.items(), columns=["", "this run"])
 
+    def _command(self) -> str:
+        base, number = self.scale.name.split("-")[0], self.notebook.split("_")[0]
+        if not self.changed:
+            return f"make figures SCALE={base} ONLY={number}"
+        told = ", ".join(f"{name} = {size}" for name, size in self.changed.items())
+        return f"{self.notebook} at scale {base} with {told}; not what is published"
+
     def _write(self, path: str, content: bytes) -> None:
         folders.write(self.folder / path, content)
         self.written[path] = digest(self.folder / path)
 
 
-def open_run(notebook: str, scale: str = "quick", seed: int = 0) -> Run:
+def legible(id: str, fig: Figure) -> None:
+    """Refuse a figure that a page of 5.5 in would have to shrink, or that has text under 7 pt.
+
+    Raises:
+        ValueError: and says how wide it is, or which texts are small.
+    """
+    width = fig.get_figwidth()
+    if width > WIDTH:
+        raise ValueError(f"figure {id!r} is {width:g} in wide and a page has {WIDTH:g}: draw fewer columns, one taller")
+    seen = (t for t in fig.findobj(Text) if t.get_visible() and t.get_text().strip())
+    small = {t.get_text(): t.get_fontsize() for t in seen if t.get_fontsize() < SMALLEST}
+    if small:
+        told = ", ".join(f"{text!r} ({size:g})" for text, size in small.items())
+        raise ValueError(f"figure {id!r} has text under {SMALLEST:g} pt: {told}")
+
+
+def open_run(
+    notebook: str, scale: str = "quick", seed: int = 0, own: Mapping[str, int] | None = None, **sizes: int
+) -> Run:
     """Open a notebook's run.
 
     Args:
         notebook: its name without the ending, as "07_mlps".
         scale: a key of `scale.SCALES`.
         seed: offsets every random key.
+        own: sizes that the notebook alone has; 0 is for its usual one.
+        sizes: of the scale, by their names in `Scale`, that are to differ; 0 leaves one as it is. A run with changed
+            sizes writes to a folder of its own, and is not published.
 
     Raises:
-        ValueError: an unknown scale, a seed that is not a whole number ≥ 0, a notebook that is not there.
+        ValueError: an unknown scale, a seed that is not a whole number ≥ 0, a notebook that is not there, a size that
+            no scale has or that is not a whole number.
         PermissionError: if results cannot be written.
     """
-    chosen = scale_named(scale)
+    base = scale_named(scale)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed must be a whole number ≥ 0, got {seed!r}")
     if not (folders.root() / "notebooks" / f"{notebook}.ipynb").exists():
         raise ValueError(f"no notebook {notebook!r}; there are {', '.join(notebooks())}")
     force = bool(os.environ.get("MNEMOSYNE_FORCE"))
-    run = Run(notebook, chosen, seed, time.perf_counter(), Kept(force), {})
+    chosen, changed = resized(base, sizes, own or {})
+    run = Run(notebook, chosen, seed, time.perf_counter(), Kept(force), {}, {}, changed)
     for kind in ("tables", "figures"):
         folders.writable(run.folder / kind)
     plt.style.use(STYLE)
     pd.set_option("display.max_colwidth", None)
-    print(f"{notebook} at scale {scale}: {chosen.data}, {chosen.seeds} seeds from {run.seeds[0]}")
+    print(f"{notebook} at scale {chosen.name}: {chosen.data}, {chosen.seeds} seeds from {run.seeds[0]}")
     return run
+
+
+def _shown(made: Sequence[Claim]) -> pd.DataFrame:
+    """Claims as a reader sees them."""
+    columns = ["verdict", "paper", "rule", "ours", "interval", "seeds", "note"]
+    return pd.DataFrame([asdict(c) for c in made], columns=["id", *columns]).set_index("id")
 
 
 def notebooks() -> list[str]:
@@ -250,6 +284,11 @@ def written(scale: str, notebook: str, seed: int = 0) -> dict[str, str]:
 def used(scale: str, notebook: str, seed: int = 0) -> list[str]:
     """Keys of the kept entries that a notebook's last whole run used."""
     return _noted(scale, notebook, seed)["used"]
+
+
+def forget(scale: str, notebook: str, seed: int = 0) -> None:
+    """Forget what a notebook's last run wrote: the next may fail, or change its sizes and write elsewhere."""
+    _note(scale, notebook, seed).unlink(missing_ok=True)
 
 
 def _noted(scale: str, notebook: str, seed: int) -> dict:

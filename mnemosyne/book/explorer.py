@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 
-from mnemosyne.book.plotting import COLORS
+from mnemosyne.book.plotting import COLORS, legend_below
 from mnemosyne.memory.compact import CAMState, attend, read, write
 from mnemosyne.memory.features import FeatureMap, favor_plus_plus, hyperbolic, mean_square_sum, orthogonal_projections
 from mnemosyne.theory import energies, monte_carlo
@@ -83,8 +83,10 @@ def _disagreement(phi: FeatureMap, q, k, content, omega, discount: float) -> flo
 
 
 def draw(shot: Snapshot) -> plt.Figure:
-    """Three panels: variance against s (as 02), the weights of a read (as 01), the answers (as 04)."""
-    fig, (left, middle, right) = plt.subplots(1, 3, figsize=(7.2, 2.5), width_ratios=[1, 1.1, 1])
+    """Three panels: variance against s (as 02), the weights of a read (as 01) and, below, the answers (as 04)."""
+    fig = plt.figure(figsize=(5.5, 4.0))
+    upper, lower = fig.subfigures(2, 1, height_ratios=[3, 2])
+    (left, right), below = upper.subplots(1, 2), lower.subplots()
     s = np.geomspace(0.05, 60, 150)
     for name, rho in (("FAVOR+", 1.0), ("hyperbolic", 1.0), ("FAVOR++", shot.rho)):
         features_per_projection = 2 if name == "hyperbolic" else 1
@@ -92,24 +94,23 @@ def draw(shot: Snapshot) -> plt.Figure:
         left.plot(s, cost, color=COLORS[name], label=name)
     left.axvline(shot.s, color="0.4", ls="--", lw=0.8)
     left.set(xscale="log", yscale="log", ylim=(1e-2, 1e6), xlabel=r"$s=\|q+k\|^2$ (dashed: here)")
-    left.set_title(f"variance × features, N = {shot.n}, ρ = {shot.rho:g}")
-    left.legend()
+    left.set_title(rf"variance × features, $N$ = {shot.n}, $\rho$ = {shot.rho:g}")
     count = len(shot.weights["exact"])
-    middle.bar(range(count), shot.weights["exact"], color="0.8", label="exact")
+    right.bar(range(count), shot.weights["exact"], color="0.8", label="exact")
     for name in ("hyperbolic", "FAVOR++"):
-        middle.plot(range(count), shot.weights[name], "o-", ms=2.5, lw=0.8, color=COLORS[name], label=name)
-    middle.plot([count // 2], [0], "^", color="black", ms=5, clip_on=False)
-    middle.set(xlabel="memory, oldest first (▲: asked for)", title="weights of the read")
-    middle.legend()
-    right.imshow(
+        right.plot(range(count), shot.weights[name], "o-", ms=2.5, lw=0.8, color=COLORS[name], label=name)
+    right.plot([count // 2], [0], "^", color="black", ms=5, clip_on=False)
+    right.set(xlabel="memory, oldest first (▲: asked for)", title="weights of the read")
+    legend_below(upper, 4)
+    below.imshow(
         np.stack(list(shot.strips.values())), cmap="gray_r", vmin=-1.6, vmax=1.6, aspect="auto", interpolation="nearest"
     )
     truth = shot.strips["asked for"]
     labels = [f"{name}: {int((x != truth).sum())} wrong" for name, x in shot.strips.items()]
-    right.set_yticks(range(len(labels)), ["asked for", *labels[1:]])
-    right.yaxis.tick_right()
-    right.set(xticks=[], title="signs")
-    right.grid(False)
+    below.set_yticks(range(len(labels)), ["asked for", *labels[1:]])
+    below.yaxis.tick_right()
+    below.set(xticks=[], title="signs")
+    below.grid(False)
     return fig
 
 

@@ -34,6 +34,11 @@ def cache() -> Path:
     return root() / "data" / "cache"
 
 
+def claims() -> Path:
+    """What the papers claim and how it is judged, under git."""
+    return root() / "data" / "claims.toml"
+
+
 def published_tables(scale: str) -> Path:
     """Tables and claims as published, under git."""
     return root() / "data" / "results" / scale

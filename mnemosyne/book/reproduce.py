@@ -19,7 +19,7 @@ import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from mnemosyne.book import chapter, folders, keys
+from mnemosyne.book import chapter, claims, folders, keys
 from mnemosyne.book.progress import Progress
 from mnemosyne.book.scale import scale_named
 from mnemosyne.optimizer import zoo
@@ -132,6 +132,7 @@ def run_one(name: str, scale: str, seed: int, at=lambda where: None, *, force: b
         return Outcome(name, "cached", json.loads(stamp.read_text())["seconds"])
     at("starts")
     stamp.unlink(missing_ok=True)
+    chapter.forget(scale, name, seed)
     began, source, copy = time.perf_counter(), source_of(name), executed(name, scale, seed)
     try:
         papermill.execute_notebook(
@@ -180,14 +181,15 @@ def up_to_date(name: str, scale: str, seed: int) -> bool:
 
 
 def fingerprint_of(name: str, scale: str, seed: int) -> str:
-    """What a notebook's run depends on: its code, parameters, tables it reads, package, style, weights, versions."""
+    """A run's making: code, claims, parameters, tables it reads, package, style, weights, versions."""
     code = [ast.dump(keys.syntax(cell)) for cell in code_of(name)]
     weights = [zoo.digest(known) for known in zoo.available()]
     style = [chapter.STYLE.read_text()]
     # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
     computing = [str(os.environ.get("JAX_PLATFORMS")), *(path for path in ACCELERATORS if Path(path).exists())]
     read = [chapter.digest(path) for path in tables_before(name, scale, seed)] if reads_tables(name) else []
-    parts = [*code, scale, str(seed), keys.package(), *weights, *style, *read, *computing, versions()]
+    rules = claims_of(name)
+    parts = [*code, scale, str(seed), keys.package(), *weights, *style, *read, *rules, *computing, versions()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -196,6 +198,12 @@ def tables_before(name: str, scale: str, seed: int) -> list[Path]:
     folder = folders.runs(scale, seed)
     before = [n for n in chapter.notebooks() if n < name]
     return [folder / p for n in before for p in chapter.written(scale, n, seed) if p.endswith(".csv")]
+
+
+def claims_of(name: str) -> list[str]:
+    """The claims that a notebook makes, as the file of claims states them."""
+    known = claims.stated()
+    return [str(known.get(id)) for id in claims.made(code_of(name))]
 
 
 def code_of(name: str) -> list[str]:
@@ -213,9 +221,9 @@ def closing_table(outcomes: list[Outcome], scale: str, seed: int = 0) -> str:
     """Claims of the notebooks that were asked for: claim, paper, here, verdict, and the published one; seconds."""
     rows = []
     for o in outcomes:
-        claims = chapter.read_claims(scale, o.notebook, seed) if o.status in ("ran", "cached") else []
+        found = chapter.read_claims(scale, o.notebook, seed) if o.status in ("ran", "cached") else []
         published = {c["id"]: c["verdict"] for c in chapter.published_claims("laptop", o.notebook)}
-        for claim in claims or [{"id": "–", "paper": "", "ours": "", "verdict": o.status}]:
+        for claim in found or [{"id": "–", "paper": "", "ours": "", "verdict": o.status}]:
             rows.append(
                 {
                     "notebook": o.notebook,

@@ -1,6 +1,7 @@
 """Scales: the same notebooks from a laptop's minutes to a TPU's days, as one dataclass of sizes."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 
 @dataclass(frozen=True)
@@ -127,3 +128,32 @@ def scale_named(name: str) -> Scale:
     if name not in SCALES:
         raise ValueError(f"unknown scale {name!r}; choose one of {', '.join(SCALES)}")
     return SCALES[name]
+
+
+def resized(scale: Scale, sizes: Mapping[str, int], own: Mapping[str, int]) -> tuple[Scale, dict[str, int]]:
+    """A scale with some of its whole numbers changed, and which: {name: size}. A size of 0 leaves one as it is.
+
+    The scale's name tells what was changed, so that what it computes lies apart: 'laptop-steps-200'. Runs are compared
+    at the marks that are left, and at their end.
+
+    Args:
+        scale: to start from.
+        sizes: by their names in `Scale`.
+        own: sizes that a notebook alone has; those that are not 0 count as changed.
+
+    Raises:
+        ValueError: a name that is no whole number of a scale, or a size that is not one.
+    """
+    known = [f.name for f in fields(Scale) if f.type is int]
+    for name, size in [*sizes.items(), *own.items()]:
+        if name not in own and name not in known:
+            raise ValueError(f"no size {name!r} to change; a scale has {', '.join(known)}")
+        if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+            raise ValueError(f"{name} must be a whole number ≥ 1, or 0 for the usual one, got {size!r}")
+    changed = {name: size for name, size in sizes.items() if size and size != getattr(scale, name)}
+    marks = scale.marks
+    if "steps" in changed:
+        marks = (*(m for m in marks if m < changed["steps"]), changed["steps"])
+    told = changed | {name: size for name, size in own.items() if size}
+    name = "-".join([scale.name, *(f"{n}-{size}" for n, size in told.items())])
+    return replace(scale, **changed | {"name": name, "marks": marks}), told

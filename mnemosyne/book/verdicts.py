@@ -15,7 +15,8 @@ from mnemosyne.evaluate import interval
 
 Held = bool | None  # True: it holds; False: it fails; None: the data leave it open
 
-VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", "not testable at this scale")
+UNTESTED = "not testable at this scale"
+VERDICTS = ("reproduced", "partly", "not reproduced", "inconclusive", UNTESTED)
 
 
 def at_most(estimate: tuple[float, float], limit: float) -> Held:

@@ -9,10 +9,20 @@ A memory is a pair of pure functions. `state` makes an empty memory and `step` s
 The paper's is `cam`. The others keep the same contract, so that a comparison swaps one argument.
 """
 
+from mnemosyne.memory import features
 from mnemosyne.memory.cache import attention
-from mnemosyne.memory.compact import cam
+from mnemosyne.memory.compact import cam, read, write
 from mnemosyne.memory.contract import Memory, redraw
-from mnemosyne.memory.features import FeatureMap, favor_plus_plus, hyperbolic, positive, relu, square
+from mnemosyne.memory.features import (
+    FeatureMap,
+    favor_plus_plus,
+    hyperbolic,
+    orthogonal_projections,
+    positive,
+    relu,
+    square,
+)
+from mnemosyne.memory.layers import layer_norm, linear
 from mnemosyne.memory.recurrent import lstm, s4
 from mnemosyne.memory.thick import thick_cam
 
@@ -22,12 +32,18 @@ __all__ = [
     "attention",
     "cam",
     "favor_plus_plus",
+    "features",
     "hyperbolic",
+    "layer_norm",
+    "linear",
     "lstm",
+    "orthogonal_projections",
     "positive",
+    "read",
     "redraw",
     "relu",
     "s4",
     "square",
     "thick_cam",
+    "write",
 ]

@@ -1,8 +1,9 @@
-"""Run a meta-training to its end, and go on after a kill: the loop, its log, its checkpoints, its snapshots.
+"""Run a meta-training to its end, and go on after a kill: the outer loop, its log, its checkpoints, its snapshots.
 
-What is run is a trainer: `truncated.Truncated` (paper App. B.1), `evolution.PES` (persistent evolution
-strategies), `search.Search` (whole runs) or `several.Replicas` (some of the first kind side by side). Each is a value
-with `start`, `iterate`, `tasks`, `config`, `chunk` and `save_every`; this module knows no more of it.
+What is run is a trainer: `truncated.Truncated` (paper App. B.1), `pes.PES` (persistent evolution strategies),
+`search.Search` (whole runs) or `replicas.Replicas` (some of the first kind side by side). Each is a value with `start`,
+`iterate`, `tasks`, `config`, `chunk` and `save_every`; `meta_train` knows no more of it. Where inner runs go on from
+one outer step to the next, trainers share three functions: `begin`, `renew` for runs that are over, and `descend`.
 """
 
 import json
@@ -10,15 +11,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, Bool
 
 from mnemosyne import store
-from mnemosyne.types import Theta
+from mnemosyne.types import State, Task, Theta
 
 
 def meta_train(
@@ -30,7 +32,7 @@ def meta_train(
     """Meta-train.
 
     Args:
-        trainer: a `Truncated`, an `PES`, a `Search` or a `Replicas`. Its `chunk` iterations are compiled into
+        trainer: a `Truncated`, a `PES`, a `Search` or a `Replicas`. Its `chunk` iterations are compiled into
             one program, and a row of the log is their mean; every `save_every` iterations, θ and a checkpoint are
             saved. A measurement of several runs is a list in the log.
         folder: where `log.jsonl`, `checkpoint.safetensors` and snapshots of θ go. If it holds a checkpoint of
@@ -67,6 +69,63 @@ def meta_train(
             _save(folder, carry, row, row["iteration"] in (iterations, *range(0, iterations, trainer.save_every)))
         report(row)
     return carry.theta, log
+
+
+class Carry(NamedTuple):
+    """Everything a trainer with lasting inner runs goes on from; what a checkpoint holds."""
+
+    theta: Theta
+    meta: State  # of the meta-optimizer
+    slots: tuple[Any, ...]  # the inner runs of each task, with a field `age`, [r]
+    iteration: Array  # int32
+
+
+def begin(
+    config: Any,
+    init: Callable[[Array], Theta],
+    fresh: Callable[[Task, Theta, Array], Any],
+    tasks: tuple[Task, ...],
+    runs: int,
+    horizon: Callable[[Any], int | Array],
+) -> Carry:
+    """Make θ and all inner runs at iteration 0, their ages staggered, so that every outer step sees all phases.
+
+    Args:
+        config: with `seed` and `window`, and what `meta_adam` reads.
+        init: key → θ.
+        fresh: (task, θ, key) → inner runs of age 0.
+        tasks: what they train.
+        runs: of each task.
+        horizon: inner runs of a task → the steps after which they are over, one number or [runs].
+    """
+    key = jax.random.key(config.seed)
+    theta = init(jax.random.fold_in(key, 1))
+    slots = []
+    for i, task in enumerate(tasks):
+        new = fresh(task, theta, jax.random.fold_in(key, 2 + i))
+        turn = (i + np.arange(runs)) * config.window
+        slots.append(new._replace(age=jnp.asarray(turn % horizon(new), jnp.int32)))
+    return Carry(theta, meta_adam(config).init(theta), tuple(slots), jnp.zeros((), jnp.int32))
+
+
+def renew(old: Any, fresh: Any, over: Bool[Array, "r"]) -> Any:
+    """Replace the inner runs that are over by fresh ones; every leaf has a leading axis of runs."""
+    choose = lambda new, was: jnp.where(over.reshape(-1, *(1,) * (was.ndim - 1)), new, was)
+    return jax.tree.map(choose, fresh, old)
+
+
+def descend(config: Any, carry: Carry, gradient: Theta) -> tuple[Theta, State, Array, Array]:
+    """Move θ by one step of `meta_adam`.
+
+    Returns:
+        (θ, state of the meta-optimizer, norm of the gradient, whether it was finite). One that is not teaches nothing,
+        and counts as zero.
+    """
+    norm = optax.global_norm(gradient)
+    usable = jnp.isfinite(norm)
+    gradient = jax.tree.map(lambda g: jnp.where(usable, g, 0.0), gradient)
+    update, meta = meta_adam(config).update(gradient, carry.meta, carry.theta)
+    return optax.apply_updates(carry.theta, update), meta, norm, usable
 
 
 def check_positive(config: Any, *names: str) -> None:

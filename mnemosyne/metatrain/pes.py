@@ -16,10 +16,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-from jaxtyping import Array
+from jaxtyping import Array, Bool
 
-from mnemosyne.metatrain.loop import check_positive, meta_adam
+from mnemosyne.inner import inner_step
+from mnemosyne.metatrain.loop import Carry, begin, check_positive, descend, renew
 from mnemosyne.types import Learned, Params, State, Task, Theta
 
 
@@ -55,15 +55,6 @@ class Pairs(NamedTuple):
     first: Array  # [r] loss at the start
 
 
-class Carry(NamedTuple):
-    """Everything evolution goes on from; what a checkpoint holds."""
-
-    theta: Theta
-    meta: State  # of the meta-optimizer
-    pairs: tuple[Pairs, ...]  # one per task
-    iteration: Array  # int32
-
-
 class PES(NamedTuple):
     """Pure functions of one run of evolution; `metatrain.meta_train` runs it."""
 
@@ -76,14 +67,9 @@ class PES(NamedTuple):
 
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered, so that every window has all phases."""
-        key = jax.random.key(self.config.seed)
-        theta = self.learned.init(jax.random.fold_in(key, 1))
-        pairs = []
-        for i, task in enumerate(self.tasks):
-            fresh = self.fresh(task, theta, jax.random.fold_in(key, 2 + i))
-            turn = (i + jnp.arange(self.config.pairs)) * self.config.window
-            pairs.append(fresh._replace(age=turn % fresh.horizon))
-        return Carry(theta, meta_adam(self.config).init(theta), tuple(pairs), jnp.zeros((), jnp.int32))
+        return begin(
+            self.config, self.learned.init, self.fresh, self.tasks, self.config.pairs, lambda pairs: pairs.horizon
+        )
 
     def fresh(self, task: Task, theta: Theta, key: Array) -> Pairs:
         """R new pairs: both runs of one start from the same parameters."""
@@ -100,13 +86,11 @@ class PES(NamedTuple):
 
     def advance(self, task: Task, data, theta: Theta, params: Params, state: State, horizon: Array, key: Array):
         """Train one run for a window: (parameters, state, mean loss)."""
-        tx = optax.with_extra_args_support(self.learned.make(theta))
+        tx = self.learned.make(theta)
 
         def step(carry, key):
-            params, state = carry
-            loss, grads = jax.value_and_grad(task.loss)(params, task.batch(data, key))
-            updates, state = tx.update(grads, state, params, value=loss, horizon=horizon)
-            return (optax.apply_updates(params, updates), state), loss
+            carry, loss, _ = inner_step(task, tx, carry, task.batch(data, key), horizon)
+            return carry, loss
 
         (params, state), losses = jax.lax.scan(step, (params, state), jax.random.split(key, self.config.window))
         return params, state, jnp.mean(losses)
@@ -140,35 +124,26 @@ class PES(NamedTuple):
         """One meta-step: renew finished optimizees, run a window of every pair, update θ."""
         key = jax.random.fold_in(jax.random.key(self.config.seed), 1000 + carry.iteration)
         pairs, gradients, scores = [], [], []
-        for i, (task, old, arrays) in enumerate(zip(self.tasks, carry.pairs, data, strict=True)):
+        for i, (task, old, arrays) in enumerate(zip(self.tasks, carry.slots, data, strict=True)):
             fresh_key, window_key = jax.random.split(jax.random.fold_in(key, i))
             fresh = self.fresh(task._replace(data=arrays), carry.theta, fresh_key)
-            old = renew(old, fresh, old.age >= old.horizon)
+            old = renew_pairs(old, fresh, old.age >= old.horizon)
             new, gradient, score = self.estimate(task, arrays, carry.theta, old, window_key)
             pairs.append(new)
             gradients.append(gradient)
             scores.append(score)
         gradient = jax.tree.map(lambda *a: sum(a) / len(a), *gradients)
-        norm = optax.global_norm(gradient)
-        update, meta = meta_adam(self.config).update(gradient, carry.meta, carry.theta)
+        theta, meta, norm, usable = descend(self.config, carry, gradient)
         measured = {
             "loss": jnp.mean(jnp.stack(scores)),
             "gradient_norm": norm,
             "failed": jnp.mean(jnp.stack(scores) >= self.config.worst),
+            "skipped": 1.0 - usable.astype(jnp.float32),
         }
-        return Carry(optax.apply_updates(carry.theta, update), meta, tuple(pairs), carry.iteration + 1), measured
+        return Carry(theta, meta, tuple(pairs), carry.iteration + 1), measured
 
 
-def renew(old: Pairs, fresh: Pairs, over: Array) -> Pairs:
-    """Replace the pairs that are over [r] by fresh ones."""
-
-    def choose(axis):
-        def one(was, new):
-            mask = over.reshape(*(1,) * axis, -1, *(1,) * (was.ndim - 1 - axis))
-            return jnp.where(mask, new, was)
-
-        return one
-
-    runs = [jax.tree.map(choose(1), getattr(old, f), getattr(fresh, f)) for f in ("params", "state")]
-    rest = [jax.tree.map(choose(0), getattr(old, f), getattr(fresh, f)) for f in Pairs._fields[2:]]
-    return Pairs(*runs, *rest)
+def renew_pairs(old: Pairs, fresh: Pairs, over: Bool[Array, "r"]) -> Pairs:
+    """Replace the pairs that are over by fresh ones, both runs of each."""
+    both = jax.vmap(renew, (0, 0, None))((old.params, old.state), (fresh.params, fresh.state), over)
+    return Pairs(*both, *renew(tuple(old)[2:], tuple(fresh)[2:], over))

@@ -19,7 +19,7 @@ from mnemosyne.metatrain.search import Search, SearchConfig
 from mnemosyne.metatrain.students import by_coordinate, whole
 from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.optimizer.pace import pace_over
-from mnemosyne.optimizer.registry import ARCHITECTURES, COORDINATEWISE
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.zoo import digest, load_weights, path_of, save_weights
 from mnemosyne.provenance import device, versions
 from mnemosyne.tasks import data, sets
@@ -52,28 +52,13 @@ SEARCHED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
 TASKS = dict.fromkeys(("tensor", "tensor_averaged"), sets.TENSOR_TRAIN)
 """Who learns on other networks than `sets.META_TRAIN`."""
 
-DIFFERENCES = {
-    "coordinate": "the paper's inputs, blocks and horizons",
-    "odd": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
-    "light": "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size",
-    "normalised": "light, with each element's gradient also divided by its own running size, as Adam does",
-    "paced": "the direction of `normalised` at a pace of its own for every tensor, a power law of nine features",
-    "lstm": "two LSTM layers of 20, as Andrychowicz et al. 2016",
-    "s4": "the blocks of `coordinate` with a diagonal state-space model (S4D) of four states a channel as memory",
-    "velo_lstm": "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
-    "without its large-scale meta-training",
-    "tensor": "each tensor's gradient is divided by its running size; chunks of 128 elements, two levels of pooling",
-    "tensor_averaged": "as tensor, but of gradients averaged over some ten steps (β = 0.9), at two bytes a parameter",
-    "velo_cam": "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
-}
-"""What sets each apart, for its card."""
-
 
 def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe:
     """The paper's way (App. B.1): small networks on MNIST, horizons of 100 steps, imitation of Adam."""
     images = data.load(dataset)
-    members, entry = TASKS.get(name, sets.META_TRAIN), COORDINATEWISE.get(name)
-    student = by_coordinate(*entry, meta.coordinates) if entry else whole(ARCHITECTURES[name], meta.horizon)
+    members, entry = TASKS.get(name, sets.META_TRAIN), OPTIMIZERS[name]
+    rule = entry.coordinatewise
+    student = by_coordinate(*rule, meta.coordinates) if rule else whole(entry.learned, meta.horizon)
     return Recipe(
         trainer=Truncated(student, tuple(sets.build(members, images)), meta),
         complete=lambda theta: theta,
@@ -83,7 +68,7 @@ def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe
             "batches of 64.",
             f"- **Meta-training tasks**: {_list(members)}.",
             f"- **Validation tasks**: {_list(sets.META_VALIDATION)}. No network of Fig. 3 or Fig. 10 took part.",
-            f"- **Differences from the paper**: {DIFFERENCES[name]}; tasks weighed by what the expert's updates are "
+            f"- **Differences from the paper**: {entry.differs}; tasks weighed by what the expert's updates are "
             "worth to each; expert rate and meta-rate as below (the paper: 3e-2 and 3e-4).",
         ),
         options=() if dataset == "mnist" else (f"--dataset {dataset}",),
@@ -106,7 +91,7 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
             "network of Fig. 3 or Fig. 10 took part.",
             f"- **Direction**: the weights of `normalised`, sha256 {digest('normalised')}. The law was searched for "
             "over Adam's direction at rate 1e-2, which `normalised` was trained to imitate, at a fifth of the cost.",
-            f"- **Differences from the paper**: {DIFFERENCES[name]}.",
+            f"- **Differences from the paper**: {OPTIMIZERS[name].differs}.",
         ),
     )
 
@@ -119,7 +104,7 @@ def make_weights(
     Everything that happens is kept in `out`, and a run that was stopped goes on where it was.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: a key of `registry.OPTIMIZERS`.
         recipe: how its weights are made.
         out: the run's folder.
         selection: how a snapshot is chosen afterwards.
@@ -145,7 +130,7 @@ def select(name: str, recipe: Recipe, out: Path, selection: Selection) -> tuple[
     thetas = [recipe.complete(store.load_tree(path, like)) for path in paths]
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *thetas)
     # All snapshots in one program: the "rate" is a snapshot's number.
-    contender = Contender(name, ARCHITECTURES[name].make, tuple(range(len(paths))), stacked)
+    contender = Contender(name, OPTIMIZERS[name].learned.make, tuple(range(len(paths))), stacked)
     every = int(np.gcd.reduce(selection.marks))
     scores = {}
     for task in recipe.validation:

@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mnemosyne.metatrain.truncated import Carry, MetaConfig, Truncated
+from mnemosyne.metatrain.loop import Carry
+from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.types import Task
 
 # Every leaf of a `Carry` has a leading axis of runs, but for the iteration, which they share.

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
+from mnemosyne.inner import inner_step
 from mnemosyne.metatrain.loop import check_positive
 from mnemosyne.types import Learned, Task, Theta
 
@@ -64,15 +64,14 @@ class Search(NamedTuple):
 
     def fitness(self, task: Task, data, theta: Theta, key: Array) -> Float[Array, "marks"]:
         """Train once from the start: log of the mean loss over the last quarter before each mark."""
-        tx = optax.with_extra_args_support(self.learned.make(theta))
+        tx = self.learned.make(theta)
         init_key, batch_key = jax.random.split(key)
         params = task.init(init_key)
 
         def step(carry, t):
-            params, state = carry
-            loss, grads = jax.value_and_grad(task.loss)(params, task.batch(data, jax.random.fold_in(batch_key, t)))
-            updates, state = tx.update(grads, state, params, value=loss, horizon=self.config.steps)
-            return (optax.apply_updates(params, updates), state), loss
+            batch = task.batch(data, jax.random.fold_in(batch_key, t))
+            carry, loss, _ = inner_step(task, tx, carry, batch, self.config.steps)
+            return carry, loss
 
         _, losses = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(self.config.steps))
         return jnp.stack([jnp.log(jnp.mean(losses[mark - mark // 4 : mark])) for mark in self.config.marks])

@@ -16,7 +16,7 @@ def by_coordinate(rule: Rule, prepare: optax.GradientTransformation, coordinates
 
     Args:
         rule: what to train.
-        prepare: what gradients go through first, as in `optimizer.drop_in`.
+        prepare: what gradients go through first, as in `optimizer.from_rule`.
         coordinates: drawn for each meta-gradient, over all tasks together.
 
     Returns:

@@ -19,12 +19,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from mnemosyne.metatrain.loop import check_positive, meta_adam
+from mnemosyne.metatrain.loop import Carry, begin, check_positive, descend, renew
 from mnemosyne.types import State, Task, Theta
 
 
@@ -62,15 +61,6 @@ class Slots(NamedTuple):
     age: Array  # [r] int32, steps since the start
     first: Array  # [r] loss at the start
     failed: Array  # [r] bool
-
-
-class Carry(NamedTuple):
-    """Everything meta-training goes on from; what a checkpoint holds."""
-
-    theta: Theta
-    meta: State  # of the meta-optimizer
-    slots: tuple[Slots, ...]  # one per task
-    iteration: Array  # int32
 
 
 class Rollout(NamedTuple):
@@ -112,15 +102,14 @@ class Truncated(NamedTuple):
 
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered so that every window has all phases."""
-        key = jax.random.key(self.config.seed)
-        theta = self.student.init(jax.random.fold_in(key, 1))
-        windows = self.config.horizon // self.config.window
-        slots = []
-        for i, task in enumerate(self.tasks):
-            fresh = self.fresh(task, jax.random.fold_in(key, 2 + i))
-            turn = (np.arange(self.config.replicas) + i) % windows
-            slots.append(fresh._replace(age=jnp.asarray(turn * self.config.window, jnp.int32)))
-        return Carry(theta, meta_adam(self.config).init(theta), tuple(slots), jnp.zeros((), jnp.int32))
+        return begin(
+            self.config,
+            self.student.init,
+            lambda task, theta, key: self.fresh(task, key),
+            self.tasks,
+            self.config.replicas,
+            lambda slots: self.config.horizon,
+        )
 
     def fresh(self, task: Task, key: Array) -> Slots:
         """R new replicas of a task, with new random scales."""
@@ -194,11 +183,7 @@ class Truncated(NamedTuple):
         for i, (task, old, arrays) in enumerate(zip(self.tasks, carry.slots, data, strict=True)):
             fresh_key, roll_key = jax.random.split(jax.random.fold_in(key, i))
             over = (old.age >= c.horizon) | old.failed
-            old = jax.tree.map(
-                lambda new, was, over=over: jnp.where(over.reshape(-1, *(1,) * (was.ndim - 1)), new, was),
-                self.fresh(task, fresh_key),
-                old,
-            )
+            old = renew(old, self.fresh(task, fresh_key), over)
             new, rollout = self.rollout(task, arrays, carry.theta, old, roll_key)
             slots.append(new)
             states.append(old.state)
@@ -207,12 +192,7 @@ class Truncated(NamedTuple):
         gradient, imitation = jax.grad(self.meta_loss, has_aux=True)(
             carry.theta, states, rollouts, jax.random.fold_in(key, len(slots)), weight
         )
-        norm = optax.global_norm(gradient)
-        # A meta-gradient that is not finite teaches nothing; it is skipped and shows as `skipped`.
-        usable = jnp.isfinite(norm)
-        gradient = jax.tree.map(lambda g: jnp.where(usable, g, 0.0), gradient)
-        update, meta = meta_adam(c).update(gradient, carry.meta, carry.theta)
-        theta = optax.apply_updates(carry.theta, update)
+        theta, meta, norm, usable = descend(c, carry, gradient)
         measured = {
             "loss": jnp.mean(jnp.stack([jnp.mean(r.losses) for r in rollouts])),
             "imitation": imitation,

@@ -1,28 +1,31 @@
 """Learned update rules, the optax transformations made of them, and the weights that ship.
 
 tx = pretrained()                               # shipped weights, nothing to tune
-tx = from_rule(theta, paper_rule(COORDINATE))   # weights of your own
+tx = from_rule(theta, paper_rule(COORDINATE), optax.identity())   # weights of your own
 """
 
+from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import hybrid, state_bytes, super_mnemosyne
 from mnemosyne.optimizer.odd import odd_rule
-from mnemosyne.optimizer.pace import at_pace
-from mnemosyne.optimizer.paper import paper_rule
-from mnemosyne.optimizer.registry import ARCHITECTURES, COORDINATEWISE
-from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Config, Rule
-from mnemosyne.optimizer.transform import drop_in, scale_by_own_rms, scale_by_tensor_rms
+from mnemosyne.optimizer.pace import FEATURES, at_pace
+from mnemosyne.optimizer.paper import feedforward, paper_rule
+from mnemosyne.optimizer.registry import OPTIMIZERS
+from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Config, Rule, log_sign
+from mnemosyne.optimizer.transform import from_rule, scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.zoo import pretrained
 
 __all__ = [
-    "ARCHITECTURES",
     "COORDINATE",
-    "COORDINATEWISE",
+    "FEATURES",
     "LIGHT",
+    "OPTIMIZERS",
     "Config",
     "Rule",
     "at_pace",
-    "drop_in",
+    "feedforward",
+    "from_rule",
     "hybrid",
+    "log_sign",
     "odd_rule",
     "paper_rule",
     "pretrained",
@@ -30,4 +33,5 @@ __all__ = [
     "scale_by_tensor_rms",
     "state_bytes",
     "super_mnemosyne",
+    "zoo",
 ]

@@ -1,9 +1,10 @@
-"""What each name stands for: Mnemosyne, its variants and its learned rivals, before and after meta-training.
+"""One record for each optimizer that has a name: what it is, what it is called, and whose weights it takes.
 
 Every entry differs from another in one argument or two: a memory, a rule around it, what gradients go through first.
 """
 
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
@@ -16,7 +17,7 @@ from mnemosyne.optimizer.pace import paced
 from mnemosyne.optimizer.paper import paper_rule, stacked_rule
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Rule, log_value
 from mnemosyne.optimizer.tensorwise import tensorwise
-from mnemosyne.optimizer.transform import drop_in, scale_by_own_rms, scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule, scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.velo import velo
 from mnemosyne.types import Learned
 
@@ -29,41 +30,107 @@ class Coordinatewise(NamedTuple):
 
     @property
     def learned(self) -> Learned:
-        return Learned(self.rule.init, lambda theta: drop_in(theta, self.rule, self.prepare))
+        return Learned(self.rule.init, lambda theta: from_rule(theta, self.rule, self.prepare))
 
 
-COORDINATEWISE = {
-    "coordinate": Coordinatewise(paper_rule(COORDINATE), optax.identity()),
-    "odd": Coordinatewise(odd_rule(COORDINATE), scale_by_tensor_rms()),
-    "light": Coordinatewise(odd_rule(LIGHT), scale_by_tensor_rms()),
-    "normalised": Coordinatewise(odd_rule(LIGHT, represent=log_value), scale_by_own_rms()),
-    "lstm": Coordinatewise(stacked_rule(lstm(hidden=20), layers=2, width=20), optax.identity()),
-    "s4": Coordinatewise(paper_rule(COORDINATE, s4(state=4)), optax.identity()),
-}
-"""The paper's optimizer and its like: inputs as the paper has them, unless made odd and normalised per tensor."""
+@dataclass(frozen=True)
+class Optimizer:
+    """What stands under a name, before and after meta-training."""
 
-LIGHT_LEARNED, NORMALISED = COORDINATEWISE["light"].learned, COORDINATEWISE["normalised"].learned
+    label: str  # in tables, legends and text
+    color: str  # in figures
+    differs: str  # what sets it apart from the paper's, for its card
+    learned: Learned
+    coordinatewise: Coordinatewise | None = None  # its rule, where it has one rule for all coordinates
+    parts: Any = None  # whose weights it takes, where it has none of its own; "a/b" is the branch b of a's
+
+
+PAPER = Coordinatewise(paper_rule(COORDINATE), optax.identity())
+ODD = Coordinatewise(odd_rule(COORDINATE), scale_by_tensor_rms())
+ODD_LIGHT = Coordinatewise(odd_rule(LIGHT), scale_by_tensor_rms())
+NORMALISED = Coordinatewise(odd_rule(LIGHT, represent=log_value), scale_by_own_rms())
+TWO_LSTMS = Coordinatewise(stacked_rule(lstm(hidden=20), layers=2, width=20), optax.identity())
+PAPER_WITH_S4 = Coordinatewise(paper_rule(COORDINATE, s4(state=4)), optax.identity())
 TENSOR = tensorwise()
 AVERAGED = tensorwise(prepare=optax.chain(scale_by_tensor_rms(), optax.ema(0.9, accumulator_dtype=jnp.bfloat16)))
 
-ARCHITECTURES: dict[str, Learned] = {
-    **{name: entry.learned for name, entry in COORDINATEWISE.items()},
-    "velo_lstm": velo(lstm(hidden=64)),
-    "velo_cam": velo(cam(projections=16, discount=0.1)),
-    "paced": paced(NORMALISED),
-    "tensor": TENSOR,
-    "tensor_averaged": AVERAGED,
-    "tensor_paced": paced(AVERAGED, jnp.bfloat16),
-    "super": super_learned(LIGHT_LEARNED, TENSOR),
-    "super_paced": paced(super_learned(NORMALISED, AVERAGED), jnp.bfloat16),
-    "hybrid": Learned(LIGHT_LEARNED.init, lambda theta: hybrid(LIGHT_LEARNED.make(theta))),
-}
-"""Every name `pretrained` may know, once there are weights."""
+_ODD = "odd by construction (u(−g) = −u(g)); each tensor's gradient is divided by its running size"
+_CHUNKS = "each tensor's gradient is divided by its running size; chunks of 128 elements, two levels of pooling"
 
-PARTS = {
-    "tensor_paced": {"direction": "tensor_averaged", "pace": "paced/pace"},
-    "super": {"light": "light", "tensor": "tensor"},
-    "super_paced": {"direction": {"light": "normalised", "tensor": "tensor_averaged"}, "pace": "paced/pace"},
-    "hybrid": "light",
+OPTIMIZERS = {
+    "coordinate": Optimizer("Mnemosyne", "#0b4f8a", "the paper's inputs, blocks and horizons", PAPER.learned, PAPER),
+    "odd": Optimizer("Mnemosyne odd", "#2b8f8a", _ODD, ODD.learned, ODD),
+    "light": Optimizer("Mnemosyne light", "#5fa8d3", _ODD, ODD_LIGHT.learned, ODD_LIGHT),
+    "normalised": Optimizer(
+        "Mnemosyne normalised",
+        "#8fb8a0",
+        "light, with each element's gradient also divided by its own running size, as Adam does",
+        NORMALISED.learned,
+        NORMALISED,
+    ),
+    "lstm": Optimizer(
+        "LSTM", "#7a7a7a", "two LSTM layers of 20, as Andrychowicz et al. 2016", TWO_LSTMS.learned, TWO_LSTMS
+    ),
+    "s4": Optimizer(
+        "S4",
+        "#b39b3a",
+        "the blocks of `coordinate` with a diagonal state-space model (S4D) of four states a channel as memory",
+        PAPER_WITH_S4.learned,
+        PAPER_WITH_S4,
+    ),
+    "velo_lstm": Optimizer(
+        "VeLO, LSTM",
+        "#c98686",
+        "VeLO's architecture with an LSTM of 64, a mixing layer of 32 and a bank of 64 networks of width 4, "
+        "without its large-scale meta-training",
+        velo(lstm(hidden=64)),
+    ),
+    "velo_cam": Optimizer(
+        "VeLO, CAM",
+        "#2b8f8a",
+        "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
+        velo(cam(projections=16, discount=0.1)),
+    ),
+    "paced": Optimizer(
+        "Mnemosyne paced",
+        "#c2185b",
+        "the direction of `normalised` at a pace of its own for every tensor, a power law of nine features",
+        paced(NORMALISED.learned),
+    ),
+    "tensor": Optimizer("Mnemosyne tensor-wise", "#2b8f8a", _CHUNKS, TENSOR),
+    "tensor_averaged": Optimizer(
+        "Mnemosyne tensor-wise, averaged",
+        "#3a8f5c",
+        "as tensor, but of gradients averaged over some ten steps (β = 0.9), at two bytes a parameter",
+        AVERAGED,
+    ),
+    "tensor_paced": Optimizer(
+        "Mnemosyne tensor-wise, paced",
+        "#0b4f8a",
+        "the direction of `tensor_averaged` at the pace of `paced`",
+        paced(AVERAGED, jnp.bfloat16),
+        parts={"direction": "tensor_averaged", "pace": "paced/pace"},
+    ),
+    "super": Optimizer(
+        "Mnemosyne Super",
+        "#1b1b3a",
+        "`light` on the largest tensors, `tensor` on the rest",
+        super_learned(ODD_LIGHT.learned, TENSOR),
+        parts={"light": "light", "tensor": "tensor"},
+    ),
+    "super_paced": Optimizer(
+        "Mnemosyne Super, paced",
+        "#c2185b",
+        "`normalised` on the largest tensors, `tensor_averaged` on the rest, at the pace of `paced`",
+        paced(super_learned(NORMALISED.learned, AVERAGED), jnp.bfloat16),
+        parts={"direction": {"light": "normalised", "tensor": "tensor_averaged"}, "pace": "paced/pace"},
+    ),
+    "hybrid": Optimizer(
+        "Mnemosyne light, hybrid",
+        "#7b5ea7",
+        "`light` on tensors of two axes or more, Adam on the others",
+        Learned(ODD_LIGHT.learned.init, lambda theta: hybrid(ODD_LIGHT.learned.make(theta))),
+        parts="light",
+    ),
 }
-"""Those that have no weights of their own, and whose they take in their place; "a/b" is the branch b of a's."""
+"""Every name that `pretrained` may know, once there are weights."""

@@ -22,7 +22,7 @@ from mnemosyne.optimizer.packing import Tensors, join, scale_by_batches, split
 from mnemosyne.optimizer.paper import encoder_init, remember, two_inputs
 from mnemosyne.optimizer.rule import COORDINATE, Config
 from mnemosyne.optimizer.spatial import cut, in_blocks, metatokens, pool, pool_hierarchically, summary_init
-from mnemosyne.optimizer.transform import check_tree, checked
+from mnemosyne.optimizer.transform import check_tree, checked, scale_by_tensor_rms
 from mnemosyne.types import Learned, Params, State, Theta
 
 
@@ -53,7 +53,7 @@ def tensorwise(
         meta-tokens: permuting any of these permutes the update, moving elements from chunk to chunk does not.
 
     Raises:
-        ValueError: if length or levels is too small; from the optimizer as `mnemosyne.mnemosyne`, but of gradients'
+        ValueError: if length or levels is too small; from the optimizer as `from_rule`, but of gradients'
             shapes only those are noticed that change a number of meta-tokens.
 
     Numerics: float32 memories, updates in the gradients' dtypes. All tensors pass in one program, in blocks of
@@ -101,7 +101,11 @@ def tensorwise(
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
         kernel = scale_by_batches(state, extent, partial(step, theta), together=math.inf)
-        return checked(kernel, prepare, lambda updates, memory: check_extents(updates, memory, state(()), extent))
+        return checked(
+            kernel,
+            prepare or scale_by_tensor_rms(),
+            lambda updates, memory: check_extents(updates, memory, state(()), extent),
+        )
 
     return Learned(init, make)
 

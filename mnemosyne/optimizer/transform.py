@@ -16,9 +16,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from mnemosyne.optimizer.odd import odd_rule
-from mnemosyne.optimizer.packing import Tensors, in_batches, scale_by_batches
-from mnemosyne.optimizer.rule import COORDINATE, Config, Rule
+from mnemosyne.optimizer.packing import BatchesState, Tensors, in_batches, scale_by_batches
+from mnemosyne.optimizer.rule import Rule
 from mnemosyne.types import Params, State, Theta
 
 RMS_DECAY = 0.999
@@ -163,24 +162,24 @@ def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
     return scale_by_batches(rule.state, None, lambda tensors, memory, g: rule.step(theta, memory, g))
 
 
-def mnemosyne(
-    theta: Theta, config: Config = COORDINATE, *, step_size: optax.ScalarOrSchedule = 1.0
-) -> optax.GradientTransformationExtraArgs:
-    """Coordinate-wise Mnemosyne with weights of your own (paper §3.4, Fig. 2a).
+def from_rule(theta: Theta, rule: Rule, prepare: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer for any network of a coordinate-wise rule and weights of your own (paper §3.4, Fig. 2a).
 
-        Δx_t = step_size · rule_θ( ĝ_1, …, ĝ_t )
+        Δx_t = rule_θ( ĝ_1, …, ĝ_t ),   ĝ = prepare(g)
 
     Args:
-        theta: meta-trained weights, as `odd_rule(config).init` shapes them.
-        config: the sizes `theta` was made for.
-        step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
+        theta: meta-trained weights, as `rule.init` shapes them.
+        rule: what turns prepared gradients into updates: `paper_rule(…)` or `odd_rule(…)`.
+        prepare: what gradients go through first, the same as in meta-training: `optax.identity()` for the paper's
+            rule, `scale_by_tensor_rms()` for the odd one.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs` over any pytree of floating-point arrays. Its state is
-        `float32`, of fixed size per parameter; updates have the gradients' dtypes.
+        An `optax.GradientTransformationExtraArgs` over any pytree of floating-point arrays: the chain zero_nonfinite →
+        prepare → scale_by_rule. Its state is `float32`, of fixed size per parameter; updates have the gradients'
+        dtypes and are to be *added* to parameters.
 
     Raises:
-        ValueError: if `theta` does not fit `config`; at `init`, if a parameter is not a floating-point
+        ValueError: if `theta` does not fit `rule`; at `init`, if a parameter is not a floating-point
             array; at `update`, if the gradients' tree or shapes differ from the parameters'.
 
     Numerics: zero, NaN and infinite gradients leave the state finite; the last two count as zero and
@@ -189,45 +188,25 @@ def mnemosyne(
     Reference: Jain et al. 2023.
 
     Example:
-        tx = mnemosyne(theta)
+        tx = from_rule(theta, paper_rule(COORDINATE), optax.identity())
         state = tx.init(params)
         updates, state = tx.update(grads, state)
     """
-    rule = odd_rule(config)
-    _check_theta(theta, rule, config)
-    tx = drop_in(jax.tree.map(jnp.asarray, theta), rule)
-    return optax.chain(tx, optax.scale_by_learning_rate(step_size, flip_sign=False))
-
-
-def drop_in(
-    theta: Theta,
-    rule: Rule,
-    prepare: optax.GradientTransformation | None = None,
-) -> optax.GradientTransformationExtraArgs:
-    """Make an optimizer for any network of any coordinate-wise rule, with its inputs checked.
-
-    Args:
-        theta: the rule's weights.
-        rule: what turns prepared gradients into updates.
-        prepare: what gradients go through first; `scale_by_tensor_rms()` by default.
-
-    Returns:
-        The chain zero_nonfinite → prepare → scale_by_rule. Raises as `mnemosyne` does.
-    """
+    check_theta(theta, rule.init, "this rule")
     single = jax.eval_shape(lambda: rule.state(()))
     return checked(scale_by_rule(theta, rule), prepare, lambda updates, memory: _check_alike(updates, memory, single))
 
 
 def checked(
     kernel: optax.GradientTransformation,
-    prepare: optax.GradientTransformation | None,
+    prepare: optax.GradientTransformation,
     check: Callable[[Params, State], None],
 ) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer for any network of a kernel that wants finite, prepared gradients.
 
     Args:
-        kernel: what turns prepared gradients into updates; its state has a field `memory`.
-        prepare: what gradients go through first; `scale_by_tensor_rms()` by default.
+        kernel: what turns prepared gradients into updates, made by `packing.scale_by_batches`.
+        prepare: what gradients go through first.
         check: (gradients, memory) → raises a ValueError where they do not belong together.
 
     Returns:
@@ -236,7 +215,7 @@ def checked(
     Raises:
         ValueError: at `init`, if a parameter is not a floating-point array; at `update`, as `check` does.
     """
-    chain = optax.chain(zero_nonfinite(), scale_by_tensor_rms() if prepare is None else prepare, kernel)
+    chain = optax.chain(zero_nonfinite(), prepare, kernel)
 
     def init(params: Params):
         _check_floating(params)
@@ -244,11 +223,17 @@ def checked(
 
     def update(updates, state, params=None, **extra):
         del extra
-        check(updates, state[2].memory)
+        check(updates, memory_of(state))
         steps, state = chain.update(updates, state, params)
         return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), steps, updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def memory_of(state: State) -> State:
+    """What the memories of an optimizer made by `checked` hold, from its state."""
+    (found,) = (part.memory for part in state if isinstance(part, BatchesState))
+    return found
 
 
 def _name(path: tuple) -> str:
@@ -295,12 +280,13 @@ def _check_alike(updates: Params, memory: State, single: State) -> None:
             )
 
 
-def _check_theta(theta: Theta, rule: Rule, config: Any) -> None:
-    expected = jax.eval_shape(rule.init, jax.random.key(0))
+def check_theta(theta: Theta, init: Callable, what: str) -> None:
+    """Raise a ValueError that lists what differs, unless weights have the names and shapes that `init` makes."""
+    expected = jax.eval_shape(lambda: init(jax.random.key(0)))
     shapes = jax.tree.map(jnp.shape, theta), jax.tree.map(jnp.shape, expected)
     differing = [f"  {where}: {got} instead of {want}" for where, got, want in _differences(*map(_flat, shapes))]
     if differing:
-        raise ValueError(f"these weights do not fit {config}:\n" + "\n".join(differing))
+        raise ValueError(f"these weights do not fit {what}:\n" + "\n".join(differing))
 
 
 def _flat(tree: Any) -> dict[str, Any]:

@@ -9,7 +9,8 @@ import jax
 import optax
 
 from mnemosyne import store
-from mnemosyne.optimizer.registry import ARCHITECTURES, PARTS
+from mnemosyne.optimizer.registry import OPTIMIZERS
+from mnemosyne.optimizer.transform import check_theta
 from mnemosyne.types import Learned, Theta
 
 
@@ -26,12 +27,12 @@ def shipped() -> list[str]:
 def available() -> list[str]:
     """Names `pretrained` knows: those, and the optimizers that are put together of them."""
     have = set(shipped())
-    return sorted(have | {name for name in PARTS if have.issuperset(parts_of(name))})
+    return sorted(name for name in OPTIMIZERS if have.issuperset(parts_of(name)))
 
 
 def parts_of(name: str) -> list[str]:
     """Names of the weights files that a name takes its weights from."""
-    return [part.split("/")[0] for part in jax.tree.leaves(PARTS.get(name, name))]
+    return [part.split("/")[0] for part in jax.tree.leaves(OPTIMIZERS[name].parts or name)]
 
 
 def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> optax.GradientTransformationExtraArgs:
@@ -44,12 +45,12 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
             "paced" alone), "tensor" (a memory for each tensor, §3.2), "tensor_averaged" (of averaged gradients) and
             "tensor_paced" (that at a learned pace, with half of Adam's state), "super" (light on the largest tensors,
             tensor-wise on the others, §5.4) and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2),
-            or a rival: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for `value=loss` and
+            or a peer: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for `value=loss` and
             `horizon=steps`.
         step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs`; `mnemosyne.mnemosyne` says what it does and raises.
+        An `optax.GradientTransformationExtraArgs`; `optimizer.from_rule` says what it does and raises.
 
     Raises:
         ValueError: an unknown name; the message suggests the nearest.
@@ -62,8 +63,10 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
         params = optax.apply_updates(params, updates)
     """
     files_of(name)  # an unknown name is an error
-    theta = jax.tree.map(load_part, PARTS.get(name, name))
-    return optax.chain(ARCHITECTURES[name].make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
+    learned = OPTIMIZERS[name].learned
+    theta = jax.tree.map(load_part, OPTIMIZERS[name].parts or name)
+    check_theta(theta, learned.init, f"{name!r}")
+    return optax.chain(learned.make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
 
 
 def path_of(name: str) -> Path:
@@ -94,7 +97,7 @@ def card(name: str) -> str:
     """The card of shipped weights: what they were trained on, by which command, and how they did."""
     cards = [path.with_suffix(".md").read_text() for path in files_of(name)]
     made_of = f"# {name}\n\nPut together of the weights below; nothing of it was meta-trained together.\n\n"
-    return (made_of if name in PARTS else "") + "\n".join(cards)
+    return (made_of if OPTIMIZERS[name].parts else "") + "\n".join(cards)
 
 
 def training_log(name: str) -> "pd.DataFrame":
@@ -121,11 +124,11 @@ def load_weights(path: Path) -> tuple[Theta, Learned]:
     """
     _, metadata = store.read(path)
     name = metadata.get("architecture")
-    if name not in ARCHITECTURES:
+    if name not in OPTIMIZERS:
         raise store.StoreError(
-            f"{path} names the architecture {name!r} in its header; this version knows {', '.join(ARCHITECTURES)}"
+            f"{path} names the architecture {name!r} in its header; this version knows {', '.join(OPTIMIZERS)}"
         )
-    learned = ARCHITECTURES[name]
+    learned = OPTIMIZERS[name].learned
     return store.load_tree(path, jax.eval_shape(learned.init, jax.random.key(0))), learned
 
 

@@ -69,15 +69,6 @@ TOP_EIGHT = regime(mnemosyne=("embedding", "cls", "head"), top=8)
 """Fig. 9: the last eight layers, head, class token and embedding of a ViT."""
 
 
-def hybrid(labels: Regime) -> Regime:
-    """Leave matrices to Mnemosyne and give vectors, such as biases, to Adam (paper §3.4, Fig. 16, 17)."""
-
-    def label(params: Params) -> Any:
-        return jax.tree.map(lambda x, p: "adam" if x == "mnemosyne" and p.ndim < 2 else x, labels(params), params)
-
-    return label
-
-
 def fine_tune(
     labels: Regime, transforms: Mapping[str, optax.GradientTransformation]
 ) -> optax.GradientTransformationExtraArgs:

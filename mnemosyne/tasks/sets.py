@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from mnemosyne.tasks import suite
-from mnemosyne.tasks.classify import MLPSpec, ViTSpec, classify
+from mnemosyne.tasks.classification import MLPSpec, ViTSpec, classify
 from mnemosyne.tasks.data.images import Dataset, pool
 from mnemosyne.tasks.data.text import Text
 from mnemosyne.types import Task

@@ -16,7 +16,8 @@ import optax
 from jaxtyping import Array
 from tokenizers import Tokenizer
 
-from mnemosyne.tasks.classify import classifier
+from mnemosyne.inner import inner_step
+from mnemosyne.tasks.classification import classifier
 from mnemosyne.tasks.data.images import Dataset
 from mnemosyne.tasks.data.text import read_text
 from mnemosyne.tasks.data.tokens import BERT_SPECIAL, T5_SPECIAL, stream, with_sentinels, wordpiece
@@ -119,10 +120,7 @@ def pretraining(task: Task, steps: int) -> Callable[[Array, Data], tuple[Params,
         init_key, batch_key = jax.random.split(key)
 
         def step(carry, t):
-            params, state = carry
-            gradient = jax.grad(task.loss)(params, task.batch(data, jax.random.fold_in(batch_key, t)))
-            updates, state = tx.update(gradient, state, params)
-            return (optax.apply_updates(params, updates), state), None
+            return inner_step(task, tx, carry, task.batch(data, jax.random.fold_in(batch_key, t)))[0], None
 
         params = task.init(init_key)
         (params, _), _ = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))

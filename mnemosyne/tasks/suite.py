@@ -9,7 +9,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from mnemosyne.tasks.classify import ViTSpec, classify
+from mnemosyne.tasks.classification import ViTSpec, classify
 from mnemosyne.tasks.data.images import Dataset, draw, pool, standardise
 from mnemosyne.tasks.data.text import Text
 from mnemosyne.tasks.models.networks import Attentive, Convolutional, Recurrent, Stack

@@ -7,7 +7,6 @@ task = trained_part(task, {"model": weights}, SOFT_PROMPT)  # of `regimes`: the 
 
 import gzip
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +17,6 @@ from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
 from mnemosyne.tasks.data.images import DataError, paths, verify
-from mnemosyne.tasks.data.sources import SOURCES
 from mnemosyne.tasks.data.text import read_text
 from mnemosyne.tasks.data.tokens import T5_SPECIAL, special_tokens
 from mnemosyne.tasks.models.t5 import EncoderDecoder, shift_right
@@ -57,40 +55,15 @@ class Kind(NamedTuple):
     fields: tuple[str, ...]  # written as "field: value", in this order
     words: tuple[Any, ...]  # labels as the rows have them, in their order
     written: tuple[str, ...] = ()  # labels as words; as the rows have them by default
-    prepare: Callable[[Row], Iterator[Row]] = lambda row: iter((row,))  # a row → rows with these fields and a label
 
 
-def _answers(row: Row) -> Iterator[Row]:
-    """A passage's questions and answers, one by one."""
-    passage = row["passage"]
-    for question in passage["questions"]:
-        for answer in question["answers"]:
-            fields = {"question": question["question"], "answer": answer["text"], "paragraph": passage["text"]}
-            yield {**fields, "label": answer["label"]}
-
-
-def _marked(row: Row) -> Iterator[Row]:
-    """A text with * around the noun and # around the pronoun."""
-    target, words = row["target"], row["text"].split()
-    # The second span first, as far as it stands behind the other: marks move what comes after them.
-    spans = [(target[f"span{i}_index"], len(target[f"span{i}_text"].split()), mark) for i, mark in ((1, "*"), (2, "#"))]
-    for start, length, mark in sorted(spans, reverse=True):
-        words[start : start + length] = [mark, *words[start : start + length], mark]
-    yield {"text": " ".join(words), "label": row["label"]}
-
-
-TRUTH = (False, True)
 KINDS = {
-    "boolq_3k": Kind(("passage", "question"), TRUTH),
     "cb": Kind(("hypothesis", "premise"), ("entailment", "contradiction", "neutral")),
     "copa": Kind(("choice1", "choice2", "premise", "question"), (0, 1), ("choice1", "choice2")),
-    "multirc": Kind(("question", "answer", "paragraph"), (0, 1), ("False", "True"), _answers),
     "rte": Kind(("hypothesis", "premise"), ("entailment", "not_entailment")),
-    "wic": Kind(("sentence1", "sentence2", "word"), TRUTH),
-    "wsc": Kind(("text",), TRUTH, prepare=_marked),
+    "wic": Kind(("sentence1", "sentence2", "word"), (False, True)),
 }
-"""By name: texts as T5's public code writes them; WSC in its form with labels, not the one that names the noun.
-Its marks stand where the rows say, which is a word off in one of 658."""
+"""By name: texts as T5's public code writes them."""
 
 NAMES = ("synthetic", *KINDS)
 
@@ -99,9 +72,9 @@ def load_rows(name: str) -> Rows:
     """Load a SuperGLUE task as text to text: "rte hypothesis: … premise: …" → "entailment" or "not_entailment".
 
     Args:
-        name: one of `NAMES`. "boolq_3k" is BoolQ's validation split, the last third of which validates. "synthetic" is
-            no part of SuperGLUE and always there: sentences of `text.grammar` whose first article is left out, to be
-            found out again: "synthetic sentence: bold cats chase a dog." → "these", or "this" before one.
+        name: one of `NAMES`. "synthetic" is no part of SuperGLUE and always there: sentences of `text.grammar` whose
+            first article is left out, to be found out again: "synthetic sentence: bold cats chase a dog." → "these",
+            or "this" before one.
 
     Raises:
         DataError: an unknown name, files that are absent or not the published ones, or rows without their fields.
@@ -111,13 +84,9 @@ def load_rows(name: str) -> Rows:
     if name == "synthetic":
         return _made_up(*read_text(name))
     verify(name)
-    kind, parts = KINDS[name], [_read(path) for path in paths(name)]
-    if len(parts) == 1:
-        kept = len(parts[0]) - SOURCES[name].held_back
-        parts = [parts[0][:kept], parts[0][kept:]]
-    return Rows(
-        name, *(_labelled(name, kind, rows) for rows in parts), words=kind.written or tuple(map(str, kind.words))
-    )
+    kind = KINDS[name]
+    train, validation = (_labelled(name, kind, _read(path)) for path in paths(name))
+    return Rows(name, train, validation, words=kind.written or tuple(map(str, kind.words)))
 
 
 def encode(tokenizer: Tokenizer, part: Labelled, length: int) -> Examples:
@@ -217,12 +186,11 @@ def _made_up(*texts: str) -> Rows:
 
 def _labelled(name: str, kind: Kind, rows: list[Row]) -> Labelled:
     try:
-        prepared = [one for row in rows for one in kind.prepare(row)]
-        written = [" ".join(f"{field}: {row[field]}" for field in kind.fields) for row in prepared]
-        labels = [kind.words.index(row["label"]) for row in prepared]
+        written = [" ".join(f"{field}: {row[field]}" for field in kind.fields) for row in rows]
+        labels = [kind.words.index(row["label"]) for row in rows]
     except (KeyError, ValueError, TypeError) as error:
         raise DataError(f"a row of {name} has no {', '.join(kind.fields)} and label as it should: {error!r}") from error
-    return Labelled(tuple(f"{name.removesuffix('_3k')} {text}" for text in written), np.array(labels, np.int32))
+    return Labelled(tuple(f"{name} {text}" for text in written), np.array(labels, np.int32))
 
 
 def _read(path: Path) -> list[Row]:

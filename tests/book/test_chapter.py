@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from mnemosyne.book import chapter, folders, plotting
-from mnemosyne.book.chapter import Claim, open_run
+from mnemosyne.book.chapter import open_run
 from mnemosyne.book.keys import Deferred
 from mnemosyne.book.scale import SCALES, scale_named
 from mnemosyne.book.studies import comparison, fine_tuning, random_features
@@ -24,7 +24,7 @@ from mnemosyne.metatrain.students import by_coordinate
 from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 from mnemosyne.tasks.standins import pretrain
 from mnemosyne.types import Task
 from tests.helpers import quadratic
@@ -199,7 +199,7 @@ def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(check
     def contender(theta):
         like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((1, *x.shape), x.dtype), theta.like)
         one = Deferred(theta.key, like, lambda: jax.tree.map(lambda x: x[None], theta.value))
-        return Contender("mine", lambda theta: drop_in(theta, rule(0.5)), (0,), one)
+        return Contender("mine", lambda theta: from_rule(theta, rule(0.5), scale_by_tensor_rms()), (0,), one)
 
     rows = run.train(quadratic("b", 3), contender(theta), 40)
     for path in (checkout / "data/cache/kept").glob("*.safetensors"):
@@ -274,14 +274,19 @@ def test_figures_are_the_same_bytes_each_time(checkout):
     assert files[0] == files[1]
 
 
-def test_claims(checkout):
+def test_a_claim_is_shown_when_made_and_written_with_the_others(checkout):
     run = open_run("01_good")
-    claim = Claim(id="x", paper="p", rule="r", ours="o", verdict="partly", anywhere=True)
-    table = run.claims([claim])
-    assert list(table.verdict) == ["partly"]
-    assert chapter.read_claims("quick", "01_good")[0]["rule"] == "r"
-    with pytest.raises(ValueError, match="verdict 'great'"):
-        Claim(id="x", paper="p", rule="r", ours="o", verdict="great")
+    shown = run.claim("x", held=True, ours="o", seeds=3, note="n")
+    assert shown.loc["x", ["verdict", "paper", "rule", "ours", "seeds", "note"]].tolist() == [
+        *("reproduced", "p", "r", "o", 3, "n")
+    ]
+    run.claim("empirical", held=[True], ours="o", sizes={"limit": 2})
+    run.claim("x", held=False, ours="o")  # a cell that is run again
+    assert list(run.claims().verdict) == ["not reproduced", "not testable at this scale"]
+    first, second = chapter.read_claims("quick", "01_good")
+    assert (first["paper"], first["anywhere"], second["anywhere"]) == ("p", True, False)
+    assert second["rule"] == "below 2 in every cell; partly: in half"
+    assert list(first) == ["id", "paper", "rule", "ours", "verdict", "interval", "seeds", "note", "anywhere"]
 
 
 def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
@@ -290,7 +295,8 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     run.table("t", pd.DataFrame({"a": [1.0]}))
     assert (tmp_path / "elsewhere/quick/tables/t.csv").exists()
     assert not (checkout / "runs").exists()
-    run.claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="partly")])
+    run.claim("x", held=True, ours="o")
+    run.claims()
     assert chapter.read_claims("quick", "01_good")
     monkeypatch.delenv("MNEMOSYNE_OUTPUT")
     assert not chapter.read_claims("quick", "01_good")
@@ -310,14 +316,61 @@ def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, cap
 
 
 def test_an_empirical_claim_waits_for_real_data(checkout):
-    claims = [
-        Claim(id="theory", paper="p", rule="r", ours="o", verdict="reproduced", anywhere=True),
-        Claim(id="empirical", paper="p", rule="a rule that is long " * 9, ours="o", verdict="reproduced"),
-    ]
-    quick = open_run("01_good").claims(claims)
+    long = "a rule that is long " * 9
+    path = folders.claims()
+    path.write_text(path.read_text().replace("below {limit} in every cell", long))
+
+    def verdicts(scale):
+        run = open_run("01_good", scale)
+        run.claim("x", held=True, ours="o")
+        run.claim("empirical", held=[True, False], ours="o")
+        return run.claims()
+
+    quick = verdicts("quick")
     assert list(quick.verdict) == ["reproduced", "not testable at this scale"]
-    assert list(open_run("01_good", "laptop").claims(claims).verdict) == ["reproduced", "reproduced"]
-    assert ("a rule that is long " * 9).strip() in quick.to_html()
+    assert list(verdicts("laptop").verdict) == ["reproduced", "partly"]
+    assert long.strip() in quick.to_html()
+
+
+def test_a_changed_size_is_honoured_and_lies_apart_from_what_the_scale_gives(trained, checkout, capsys):
+    run = open_run("01_good", "quick", steps=200, seeds=2, own={"features": 8})
+    assert (run.scale.steps, run.scale.marks, len(run.seeds)) == (200, (100, 200), 2)
+    assert "at scale quick-steps-200-seeds-2-features-8" in capsys.readouterr().out
+    rows = run.train(bowl(), ADAM, run.scale.steps)
+    assert (rows.step.max(), rows.seed.nunique()) == (200, 2)
+    run.table("t", rows)
+    folder = checkout / "runs/quick-steps-200-seeds-2-features-8/tables"
+    about = json.loads((folder / "t.meta.json").read_text())
+    assert about["command"] == (
+        "01_good at scale quick with steps = 200, seeds = 2, features = 8; not what is published"
+    )
+    assert about["scale"]["steps"] == 200
+    run.close()
+    assert chapter.read_table("quick", "t") is None
+    assert not chapter.written("quick", "01_good")  # what publishing copies
+
+
+def test_a_size_left_alone_or_given_as_it_is_changes_nothing(checkout):
+    usual = open_run("01_good", "laptop")
+    same = open_run("01_good", "laptop", steps=5_000, seeds=0, own={"features": 0})
+    assert same.scale == usual.scale
+    assert same.folder == usual.folder
+    assert "make figures SCALE=laptop ONLY=01" in same._command()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "told"),
+    [
+        ({"stepss": 3}, "no size 'stepss' to change; a scale has patch, seeds, steps"),
+        ({"name": 3}, "no size 'name'"),
+        ({"seeds": -1}, "seeds must be a whole number ≥ 1, or 0 for the usual one, got -1"),
+        ({"seeds": True}, "seeds must be a whole number"),
+        ({"own": {"features": 2.5}}, "features must be a whole number .*, got 2.5"),
+    ],
+)
+def test_a_size_that_cannot_be_is_refused(checkout, sizes, told):
+    with pytest.raises(ValueError, match=told):
+        open_run("01_good", **sizes)
 
 
 def test_fewer_where_nothing_is_judged(checkout):
@@ -360,6 +413,82 @@ def test_plots_draw_every_series():
     plt.close("all")
 
 
+def tuned():
+    """Losses of one optimizer at three rates: one is fast, one is low in the end, one has lost a run of its two."""
+    losses = {0.3: (1.0, 0.9), 0.1: (30.0, 0.2), 0.03: (0.1, 0.1)}
+    each = [
+        (rate, seed, 10 * t, xs[t - 1] + 0.02 * seed) for rate, xs in losses.items() for t in (1, 2) for seed in (0, 1)
+    ]
+    rows = pd.DataFrame(each, columns=["rate", "seed", "step", "loss"])
+    lost = (rows.rate == 0.03) & (rows.seed == 1)
+    return rows.assign(optimizer="Adam", loss=rows.loss.where(~lost, np.inf))
+
+
+def test_a_tuned_optimizer_is_drawn_at_the_rate_that_is_best_at_each_step():
+    rows = tuned().assign(accuracy=lambda r: -r.loss)
+    assert np.allclose(plotting.envelope(rows, "loss", "loss"), [[1.0, 1.02], [0.2, 0.22]])
+    assert np.allclose(plotting.envelope(rows, "accuracy", "loss"), [[-1.0, -1.02], [-0.2, -0.22]])
+    _, ax = plt.subplots()
+    ours = rows[rows.rate == 0.3].assign(optimizer="Mnemosyne", rate=1.0)
+    plotting.curves(ax, pd.concat([ours, rows]), "loss")
+    labels = ["Mnemosyne", "Adam, best rate at each step", "thin: one rate each"]
+    assert [line.get_label() for line in ax.lines] == labels
+    assert np.allclose(ax.lines[1].get_ydata(), [1.01, 0.21])
+    faint = [line[:, 1] for line in ax.collections[-1].get_segments()]
+    assert np.allclose(faint, [[0.1, 0.1], [30.01, 0.21], [1.01, 0.91]])
+    assert ax.get_ylim()[1] < 3  # a bad rate does not stretch the axis
+    plt.close("all")
+
+
+def test_a_legend_below_names_what_panels_share_once():
+    fig, axes = plt.subplots(1, 2)
+    for ax, label in zip(axes, ("b", "c"), strict=True):
+        ax.plot([0, 1], label="a")
+        ax.plot([1, 0], label=label)
+    plotting.legend_below(fig, 3)
+    assert [t.get_text() for t in fig.legends[0].get_texts()] == ["a", "b", "c"]
+    plt.close("all")
+
+
+def test_symbols_are_set_as_formulas_are():
+    assert plotting.in_math("attention, h = 4") == "attention, $h$ = 4"
+    assert plotting.in_math("FAVOR++, ρ = 0.5") == r"FAVOR++, $\rho$ = 0.5"
+    assert [plotting.in_math(t) for t in ("r", "λ", "LSTM", "regular")] == ["$r$", r"$\lambda$", "LSTM", "regular"]
+    assert [plotting.number(x) for x in (0.05, 20, 1000, 5e5, 1e-6)] == [
+        "0.05",
+        "20",
+        "1000",
+        r"$5 \times 10^{5}$",
+        "$10^{-6}$",
+    ]
+
+
+def test_a_heat_map_shows_more_than_its_largest_value():
+    matrix = np.full((40, 40), 0.1)
+    matrix[0, 0], matrix[0, 1] = 1.0, np.nan
+    _, ax = plt.subplots()
+    plotting.heat(ax, matrix, "heat")
+    assert np.allclose(ax.images[0].get_clim(), (-0.1, 0.1))
+    plt.close("all")
+
+
+def test_a_figure_that_a_page_would_shrink_is_refused(checkout):
+    run = open_run("01_good")
+    fig, ax = plt.subplots()
+    ax.set(xlabel="step", title="a title")
+    run.figure("fine", fig)
+    assert {"fine.png", "fine.pdf"} == {p.name for p in (run.folder / "figures").iterdir()}
+    ax.text(0, 0, "").set_fontsize(3)
+    ax.text(0, 0, "hidden", fontsize=3, visible=False)
+    run.figure("fine", fig)
+    ax.annotate("too small", (0, 0), fontsize=6)
+    with pytest.raises(ValueError, match=r"figure 'small' has text under 7 pt: 'too small' \(6\)"):
+        run.figure("small", fig)
+    with pytest.raises(ValueError, match=r"figure 'wide' is 6.4 in wide and a page has 5.5"):
+        run.figure("wide", plt.figure(figsize=(6.4, 2)))
+    plt.close("all")
+
+
 def test_variants_are_medians_over_the_meta_seeds_beside_them():
     losses = {0: (1.0, 4.0), 1: (3.0, 3.0), 2: (9.0, 9.0)}  # two tasks each; meta-seed 0's geometric mean is 2
     rows = [("a", k, step, x / step) for k, xs in losses.items() for x in xs for step in (1, 2)]
@@ -376,7 +505,7 @@ def test_variants_are_medians_over_the_meta_seeds_beside_them():
 
 
 @pytest.mark.parametrize(
-    ("limits", "ticks"), [((1.6, 2.3), {1.8: "1.8", 2.0: "2"}), ((0.04, 30), {0.05: "0.05", 20.0: "20", 4.0: ""})]
+    ("limits", "ticks"), [((1.6, 2.3), {1.8: "1.8", 2.0: "2"}), ((0.04, 30), {0.05: "0.05", 20.0: "20", 3.0: ""})]
 )
 def test_a_logarithmic_axis_is_labelled_in_plain_numbers(limits, ticks):
     _, ax = plt.subplots()

@@ -7,7 +7,6 @@ from mnemosyne.book.keys import program
 from mnemosyne.book.scale import SCALES
 from mnemosyne.book.studies import fine_tuning as study
 from mnemosyne.book.studies.fine_tuning import Backbone
-from mnemosyne.optimizer import zoo
 from mnemosyne.tasks.data.images import load
 from mnemosyne.tasks.regimes import EMBEDDING_AND_CLS, LAST_TWO, regime
 
@@ -76,21 +75,20 @@ def test_more_layers_have_a_fresh_head_and_no_frozen_parameters():
     assert set(jax.eval_shape(everything.init, jax.random.key(0))) == set(whole)
 
 
-def test_entrants_have_the_labels_of_their_weights():
-    assert study.entrant("tensor", LAST_TWO).name == "Mnemosyne tensor-wise"
-    assert set(study.LABELS) <= set(zoo.available())
+def test_contenders_have_the_labels_of_their_weights():
+    assert study.contender("tensor", LAST_TWO).name == "Mnemosyne tensor-wise"
 
 
-def test_entrants_differ_by_weights_and_rate():
+def test_contenders_differ_by_weights_and_rate():
     params = {"embedding": {"kernel": np.zeros((3, 2), np.float32)}, "cls": np.zeros(3, np.float32)}
     params["head"] = {"kernel": np.zeros((3, 2), np.float32)}
 
-    def traced(entrant):
-        tx = entrant.make(1.0)
+    def traced(contender):
+        tx = contender.make(1.0)
         return program(lambda grads: tx.update(grads, tx.init(params), params), params)
 
     labels = EMBEDDING_AND_CLS
-    ours = [study.entrant("light", labels), study.entrant("light", labels, rate=1e-4)]
-    ours += [study.entrant("coordinate", labels), study.hybrid_entrant()]
+    ours = [study.contender("light", labels), study.contender("light", labels, rate=1e-4)]
+    ours += [study.contender("coordinate", labels), study.hybrid_contender()]
     assert len(set(map(traced, ours))) == 4
-    assert traced(study.entrant("light", labels)) == traced(ours[0])
+    assert traced(study.contender("light", labels)) == traced(ours[0])

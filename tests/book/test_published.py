@@ -76,6 +76,7 @@ def test_a_millionth_of_every_loss_changes_no_published_verdict(tmp_path, monkey
     """All notebooks with published rows, run at laptop on rows that were shaken."""
     for folder in ("notebooks", "mnemosyne", "data/results"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
+    shutil.copy(ROOT / "data/claims.toml", tmp_path / "data")
     rng, count = random.Random(0), 0
     for path in ARCHIVES:
         shaken_path = tmp_path / path.relative_to(ROOT)

@@ -17,7 +17,7 @@ FIGURE = """import matplotlib.pyplot as plt
 import optax
 import pandas as pd
 from mnemosyne.evaluate import untuned
-from mnemosyne.book.chapter import Claim, open_run
+from mnemosyne.book import open_run
 from tests.helpers import quadratic
 run = open_run("03_figure", scale, seed)
 rows = run.table("t", run.train(quadratic("a", 3), untuned("mine", optax.sgd(RATE)), 100))
@@ -25,13 +25,14 @@ fig, ax = plt.subplots()
 ax.plot(rows.step, rows.train_loss, color=COLOR)
 run.figure("f", fig)
 plt.show()
-run.claims([Claim(id="x", paper="p", rule="r", ours="o", verdict="VERDICT", anywhere=True)])
+run.claim("x", held=True, ours="o")
+run.claims()
 run.close()"""
 
 
 def write(checkout, name, source, **values):
     for key, value in values.items():
-        source = source.replace(key, str(value) if key == "VERDICT" else repr(value))
+        source = source.replace(key, repr(value))
     (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
 
 
@@ -40,8 +41,8 @@ def drawn(checkout, monkeypatch):
     """Write the notebook with a figure, run it, and tell how many rows files there are."""
     monkeypatch.setenv("PYTHONPATH", str(chapter.STYLE.parents[2]))
 
-    def run(rate=0.1, color="red", verdict="reproduced", **options):
-        write(checkout, "03_figure", FIGURE, RATE=rate, COLOR=color, VERDICT=verdict)
+    def run(rate=0.1, color="red", **options):
+        write(checkout, "03_figure", FIGURE, RATE=rate, COLOR=color)
         assert reproduce.reproduce(only=("03",), **options) == 0
         return len(list(folders.cache().glob("kept/*")))
 
@@ -108,6 +109,26 @@ def test_a_notebook_is_stale_by_code_and_not_by_comments_and_text(checkout, monk
     assert reproduce.fingerprint_of("01_good", "quick", 0) != changed
 
 
+def test_a_notebook_is_stale_when_a_rule_of_its_own_changes(checkout):
+    before, path = reproduce.fingerprint_of("01_good", "quick", 0), folders.claims()
+    text = path.read_text()
+    path.write_text(text.replace("below {limit}", "above {limit}") + "# a comment\n")
+    assert reproduce.fingerprint_of("01_good", "quick", 0) == before  # makes no such claim
+    path.write_text(text.replace('rule = "r"', 'rule = "another"'))
+    assert reproduce.fingerprint_of("01_good", "quick", 0) != before
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_notebook_whose_sizes_were_changed_is_not_published(drawn, checkout):
+    drawn(scale="laptop")
+    path = checkout / "notebooks/03_figure.ipynb"
+    path.write_text(path.read_text().replace("scale, seed)", "scale, seed, seeds=2)"))
+    assert reproduce.reproduce(scale="laptop", only=("03",)) == 0
+    assert (checkout / "runs/laptop-seeds-2/tables/t.csv").exists()
+    with pytest.raises(ValueError, match="no run that is up to date of 03_figure"):
+        publish.publish(only=("03",))
+
+
 def test_a_failure_keeps_the_next_from_starting(checkout, capsys):
     write(checkout, "03_later", "1")
     assert reproduce.reproduce(only=("02", "03"), jobs=1) == 1
@@ -118,8 +139,8 @@ def test_a_failure_keeps_the_next_from_starting(checkout, capsys):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_notebook_that_reads_tables_runs_after_those_that_write_them(checkout, capsys):
-    opened = "import time\nimport pandas as pd\nfrom mnemosyne.book.chapter import Claim, open_run, read_table\n"
-    claim = 'run.claims([Claim(id="x", paper="p", rule="r", ours=ours, verdict="reproduced")])\nrun.close()'
+    opened = "import time\nimport pandas as pd\nfrom mnemosyne.book import open_run, read_table\n"
+    claim = 'run.claim("x", held=True, ours=ours)\nrun.claims()\nrun.close()'
     writer = 'run = open_run("04_writer")\ntime.sleep(2)\nrun.table("t", pd.DataFrame({"a": [NUMBER]}))\nours = ""\n'
     reader = 'run = open_run("05_reader")\nours = "read {}".format(read_table("quick", "t").a[0])\n'
     write(checkout, "04_writer", opened + writer + claim, NUMBER=17)
@@ -221,10 +242,11 @@ def test_progress_says_what_is_done_what_runs_and_what_is_left(capsys, monkeypat
 
 def test_the_closing_table_shows_the_published_verdict_beside_one_that_cannot_be_had_here(checkout):
     run = chapter.open_run("01_good")
-    run.claims([chapter.Claim(id="x", paper="p", rule="r", ours="o", verdict="reproduced")])
+    run.claim("empirical", held=[True], ours="o", sizes={"limit": 1})
+    run.claims()
     published = checkout / "data/results/laptop/01_good.claims.json"
     published.parent.mkdir(parents=True)
-    published.write_text(json.dumps([{"id": "x", "verdict": "partly"}]))
+    published.write_text(json.dumps([{"id": "empirical", "verdict": "partly"}]))
     table = reproduce.closing_table([reproduce.Outcome("01_good", "ran", 1.0)], "quick")
     assert re.search(r"not testable at this scale +partly +1$", table)
 

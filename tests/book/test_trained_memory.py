@@ -7,7 +7,7 @@ from mnemosyne.book.studies import trained_memory
 from mnemosyne.memory.compact import cam
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 from mnemosyne.tasks.data.images import load
 from tests.helpers import run_memory, sequence
 from tests.metatrain.test_truncated import quadratic
@@ -65,7 +65,7 @@ def test_a_followed_run_is_the_rules_own():
     assert trace.gradients.shape == (4, 3)
     assert [a.shape for a in trace.addresses] == [(4, 3, 4)] * 2
     init_key, batch_key = jax.random.split(jax.random.key(1))
-    tx, params = drop_in(theta, rule), task.init(init_key)
+    tx, params = from_rule(theta, rule, scale_by_tensor_rms()), task.init(init_key)
     g = jax.grad(task.loss)(params, task.batch(task.data, jax.random.fold_in(batch_key, 0)))
     assert np.allclose(trace.gradients[0], np.concatenate([g["a"], g["b"]]), rtol=1e-5)
     assert tx is not None

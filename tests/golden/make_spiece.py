@@ -1,6 +1,6 @@
 """A tiny SentencePiece model and what its own library makes of some texts. To renew: python -m tests.golden.make_spiece
 
-Needs sentencepiece (made with 0.2.3), which is no requirement of the package.
+Made with sentencepiece 0.2.3.
 """
 
 import io

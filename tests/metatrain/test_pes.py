@@ -7,10 +7,10 @@ import optax
 import pytest
 
 from mnemosyne.metatrain.loop import meta_train
-from mnemosyne.metatrain.pes import PES, PESConfig, renew
+from mnemosyne.metatrain.pes import PES, PESConfig, renew_pairs
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 from mnemosyne.types import Learned, Task
 from tests.helpers import check_resumed
 
@@ -65,7 +65,7 @@ def test_perturbations_add_up_until_a_run_is_over():
     carry, ages = e.start(), []
     for _ in range(3):
         carry = step(carry)
-        ages.append([int(a) for a in carry.pairs[0].age])
+        ages.append([int(a) for a in carry.slots[0].age])
     assert ages == [[5, 10, 5, 10], [10, 5, 10, 5], [5, 10, 5, 10]]
     # A pair in its second window has two perturbations added up, one in its first has the latest alone.
     task, theta = e.tasks[0], {"log_rate": jnp.float32(-2.0)}
@@ -82,7 +82,7 @@ def test_what_is_over_starts_anew():
     theta, task = {"log_rate": jnp.float32(-2.0)}, e.tasks[0]
     old, fresh = (e.fresh(task, theta, jax.random.key(i)) for i in (0, 1))
     over = jnp.array([True, False, True, False])
-    mixed = renew(old, fresh, over)
+    mixed = renew_pairs(old, fresh, over)
     for field in mixed._fields:
         pair_axis = 1 if field in ("params", "state") else 0
         now, new, was = (jax.tree.leaves(getattr(pairs, field)) for pairs in (mixed, fresh, old))
@@ -147,7 +147,7 @@ def test_a_killed_evolution_ends_in_the_same_bits(tmp_path, monkeypatch):
 
 def test_projections_are_neither_perturbed_nor_trained():
     rule = odd_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
-    learned = Learned(rule.init, lambda theta: drop_in(theta, rule))
+    learned = Learned(rule.init, lambda theta: from_rule(theta, rule, scale_by_tensor_rms()))
     e = evolution()._replace(learned=learned)
     carry = e.start()
     after, _ = jax.jit(lambda c: e.iterate(c, tuple(t.data for t in e.tasks)))(carry)

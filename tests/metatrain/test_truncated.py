@@ -11,7 +11,7 @@ from mnemosyne.metatrain.students import by_coordinate, sample_coordinates, whol
 from mnemosyne.metatrain.truncated import MetaConfig, Rollout, Truncated
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in, scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 from mnemosyne.types import Learned
 from tests.helpers import quadratic
 
@@ -170,7 +170,7 @@ def test_rollout_shapes():
 def test_any_other_optimizer_is_replayed_whole(all_coordinates):
     """`whole` on a coordinate-wise optimizer gives the gradient that `by_coordinate` gives on all coordinates."""
     one = trainer(**all_coordinates)
-    learned = Learned(RULE.init, lambda theta: drop_in(theta, RULE))
+    learned = Learned(RULE.init, lambda theta: from_rule(theta, RULE, scale_by_tensor_rms()))
     other = one._replace(student=whole(learned, META.horizon))
     theta, gradients, updates = one.start().theta, [], []
     for t in (one, other):

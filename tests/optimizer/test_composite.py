@@ -6,7 +6,7 @@ import pytest
 
 import mnemosyne
 from mnemosyne.optimizer.composite import by_rank, by_size, hybrid, super_mnemosyne
-from mnemosyne.optimizer.registry import ARCHITECTURES
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks.models.bert import BERT
 from mnemosyne.tasks.models.t5 import T5
 from mnemosyne.tasks.models.transformer import count, shapes
@@ -20,7 +20,7 @@ NETWORKS = {"ViT-B": VISION["B/16"], "ViT-H": VISION["H/14"], "BERT-base": BERT[
 
 def untrained(name):
     """An architecture's optimizer; zeros will do for weights where only shapes matter."""
-    learned = ARCHITECTURES[name]
+    learned = OPTIMIZERS[name].learned
     theta = jax.eval_shape(learned.init, jax.random.key(0))
     return learned.make(jax.tree.map(lambda x: jnp.zeros(x.shape), theta))
 
@@ -71,7 +71,7 @@ def test_hybrid_leaves_vectors_to_adam():
 @pytest.mark.parametrize("name", ["super", "hybrid"])
 def test_learned_parts_keep_their_weights_and_fit_a_scan(name):
     """What each part does in the mixture is what it does alone, two steps on."""
-    learned, light = ARCHITECTURES[name], ARCHITECTURES["light"]
+    learned, light = OPTIMIZERS[name].learned, OPTIMIZERS["light"].learned
     theta = learned.init(jax.random.key(0))
     alone = light.make(theta["light"] if name == "super" else theta)
 

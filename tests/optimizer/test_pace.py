@@ -9,7 +9,7 @@ from mnemosyne.optimizer.pace import FEATURES, at_pace, features, pace_init, pac
 from mnemosyne.optimizer.packing import Tensors
 from mnemosyne.optimizer.registry import Coordinatewise
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in, root_mean_square, scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule, root_mean_square, scale_by_tensor_rms
 
 NOTHING = {"w": jnp.zeros(len(FEATURES)), "b": jnp.zeros(()), "target": jnp.zeros(())}
 PARAMS = {"w": jnp.full((4, 3), 0.5), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}
@@ -79,7 +79,7 @@ def test_running_sizes_and_their_maximum():
 def test_scaling_the_loss_changes_nothing(factor):
     law = {**NOTHING, "w": jnp.linspace(-1.0, 1.0, len(FEATURES))}
     rule = odd_rule(Config(hidden=4, projections=4, encoders=1, feedforward=6))
-    tx = at_pace(law, drop_in(rule.init(jax.random.key(0)), rule))
+    tx = at_pace(law, from_rule(rule.init(jax.random.key(0)), rule, scale_by_tensor_rms()))
     for a, b in zip(*(jax.tree.leaves(run(tx, factor=f)[0]) for f in (1.0, factor)), strict=True):
         assert np.allclose(a, b, rtol=2e-3, atol=1e-7)
 

@@ -7,7 +7,7 @@ import pytest
 
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.packing import Tensors, batches, cut, in_batches, join, lay, scale_by_batches, split
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 
 
 @pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (), (0, 4), (5,)]])
@@ -84,7 +84,7 @@ def test_small_tensors_go_together_and_large_ones_alone(theta, config, monkeypat
     for limit, wanted in ((4096, 1), (7, 2), (0, 4)):
         monkeypatch.setattr("mnemosyne.optimizer.packing.SMALL", limit)
         assert len(batches(jax.tree.leaves(params), limit)) == wanted
-        tx = drop_in(theta, odd_rule(config))
+        tx = from_rule(theta, odd_rule(config), scale_by_tensor_rms())
         state = tx.init(params)
         for _ in range(2):
             updates, state = jax.jit(tx.update)(grads, state)

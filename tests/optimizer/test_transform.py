@@ -15,8 +15,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import mnemosyne
 from mnemosyne.optimizer import zoo
+from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT
-from mnemosyne.optimizer.transform import drop_in, scale_by_tensor_rms, zero_nonfinite
+from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms, zero_nonfinite
 from tests.helpers import compiled, normal, rule_of
 
 PARAMS = {"w": np.ones((4, 3)), "b": np.zeros(3), "scalar": np.array(0.5), "empty": np.zeros((0, 2))}
@@ -299,8 +300,10 @@ def test_gradients_of_another_shape_are_refused(elementwise):
 
 def test_weights_of_other_sizes_are_refused():
     theta = rule_of(LIGHT).init(jax.random.key(0))
-    with pytest.raises(ValueError, match=r"(?s)do not fit Config\(hidden=16.*embed"):
-        mnemosyne.mnemosyne(theta, COORDINATE)
+    with pytest.raises(ValueError, match=r"(?s)do not fit this rule.*embed"):
+        from_rule(theta, rule_of(COORDINATE), optax.identity())
+    with pytest.raises(ValueError, match=r"(?s)do not fit this rule.*encoders"):
+        from_rule(theta, paper_rule(LIGHT), optax.identity())
 
 
 def test_an_empty_tree_is_fine(tx):
@@ -331,6 +334,6 @@ def test_tensor_rms_is_the_bias_corrected_mean():
 
 def test_the_papers_input_is_one_argument_away(theta, config):
     """Without normalisation the rule sees raw gradients, as in the paper, and is no longer scale-free."""
-    raw = compiled(drop_in(theta, rule_of(config), prepare=optax.identity()))
+    raw = compiled(from_rule(theta, rule_of(config), prepare=optax.identity()))
     small, large = (raw.update({"a": s * jnp.ones(3)}, raw.init({"a": jnp.ones(3)}))[0]["a"] for s in (1e-3, 1.0))
     assert not np.allclose(small, large, rtol=0.01)

@@ -1,3 +1,6 @@
+import re
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +11,7 @@ from mnemosyne import store
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import hybrid, super_mnemosyne
 from mnemosyne.optimizer.pace import at_pace
-from mnemosyne.optimizer.registry import ARCHITECTURES, PARTS
+from mnemosyne.optimizer.registry import OPTIMIZERS
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -44,7 +47,7 @@ def test_a_damaged_file_is_refused(tmp_path, damage):
 @pytest.mark.parametrize("name", zoo.shipped())
 def test_shipped_weights_load_and_have_card_and_log(name):
     theta, learned = zoo.load_weights(zoo.path_of(name))
-    assert learned is ARCHITECTURES[name]
+    assert learned is OPTIMIZERS[name].learned
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(theta))
     card = zoo.card(name)
     for needed in ("Command", "Data", "Versions", "Seed", "Differences from the paper", name):
@@ -55,7 +58,7 @@ def test_shipped_weights_load_and_have_card_and_log(name):
 
 
 def test_every_architecture_has_weights():
-    assert zoo.available() == sorted(ARCHITECTURES)
+    assert zoo.available() == sorted(OPTIMIZERS)
 
 
 def first(tx):
@@ -74,7 +77,8 @@ def test_what_is_put_together_has_the_weights_of_its_parts():
     }
     for name, tx in by_hand.items():
         jax.tree.map(np.testing.assert_array_equal, first(mnemosyne.pretrained(name)), first(tx))
-    files = {name: {path.stem for path in zoo.files_of(name)} for name in PARTS}
+    put_together = [name for name, entry in OPTIMIZERS.items() if entry.parts]
+    files = {name: {path.stem for path in zoo.files_of(name)} for name in put_together}
     assert files == {
         "hybrid": {"light"},
         "super": {"light", "tensor"},
@@ -82,7 +86,7 @@ def test_what_is_put_together_has_the_weights_of_its_parts():
         "super_paced": {"normalised", "tensor_averaged", "paced"},
     }
     assert zoo.digest("hybrid") == zoo.digest("light")
-    assert len({zoo.digest(name) for name in PARTS}) == len(PARTS)
+    assert len({zoo.digest(name) for name in put_together}) == len(put_together)
     for name, parts in files.items():
         assert zoo.card(name).startswith(f"# {name}")
         assert all(zoo.card(part) in zoo.card(name) for part in parts)
@@ -91,10 +95,24 @@ def test_what_is_put_together_has_the_weights_of_its_parts():
 
 
 def test_a_name_is_known_once_all_its_parts_are(monkeypatch):
-    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "nothing/pace"})
+    mixed = replace(OPTIMIZERS["super"], parts={"light": "light", "tensor": "nothing/pace"})
+    monkeypatch.setitem(OPTIMIZERS, "mixed", mixed)
     assert "mixed" not in zoo.available()
-    monkeypatch.setitem(PARTS, "mixed", {"a": "light", "b": "paced/pace"})
+    monkeypatch.setitem(OPTIMIZERS, "mixed", replace(mixed, parts={"light": "light", "tensor": "tensor"}))
     assert "mixed" in zoo.available()
+
+
+def test_what_is_put_together_is_checked_as_a_whole(monkeypatch):
+    wrong = replace(OPTIMIZERS["super"], parts={"light": "coordinate", "tensor": "tensor"})
+    monkeypatch.setitem(OPTIMIZERS, "super", wrong)
+    with pytest.raises(ValueError, match=r"(?s)these weights do not fit 'super':.*\['light'\]"):
+        mnemosyne.pretrained("super")
+
+
+def test_every_record_has_a_label_of_its_own_and_a_color():
+    assert len({entry.label for entry in OPTIMIZERS.values()}) == len(OPTIMIZERS)
+    assert all(re.fullmatch("#[0-9a-f]{6}", entry.color) for entry in OPTIMIZERS.values())
+    assert all(entry.differs for entry in OPTIMIZERS.values())
 
 
 def test_all_weights_stay_below_two_megabytes():
@@ -109,7 +127,7 @@ def test_an_unknown_name_suggests_a_near_one():
 
 
 def test_weights_of_an_unknown_or_another_architecture_are_refused(tmp_path):
-    theta = ARCHITECTURES["light"].init(jax.random.key(0))
+    theta = OPTIMIZERS["light"].learned.init(jax.random.key(0))
     path = tmp_path / "w.safetensors"
     store.save_tree(path, theta)
     with pytest.raises(store.StoreError, match="names the architecture None"):

@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from mnemosyne.tasks.classify import MLPSpec, classify
+from mnemosyne.tasks.classification import MLPSpec, classify
 from mnemosyne.tasks.models.transformer import count
 from mnemosyne.tasks.standins import bert, described, pretrain, t5, vit
 

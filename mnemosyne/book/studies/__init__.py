@@ -1,1 +1,23 @@
 """The experiments of the chapters, one module each: they return rows, and chapters draw them."""
+
+from mnemosyne.book.studies import (
+    ablation,
+    capacity,
+    comparison,
+    fine_tuning,
+    random_features,
+    retrieval,
+    trained_memory,
+    variations,
+)
+
+__all__ = [
+    "ablation",
+    "capacity",
+    "comparison",
+    "fine_tuning",
+    "random_features",
+    "retrieval",
+    "trained_memory",
+    "variations",
+]

@@ -1,4 +1,4 @@
-"""Transformers trained on from where they were left: models, tasks, entrants, gaps (paper Fig. 4–9, 16, 17, Tab. 1)."""
+"""Transformers trained on: models, tasks, contenders, gaps (paper Fig. 4–9, 16, 17, Tab. 1)."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,8 +13,9 @@ from mnemosyne.book.scale import Scale
 from mnemosyne.evaluate import Contender, best_rates, interval, untuned
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import hybrid
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks import standins
-from mnemosyne.tasks.classify import classifier
+from mnemosyne.tasks.classification import classifier
 from mnemosyne.tasks.data.images import Dataset, load, resize
 from mnemosyne.tasks.models.vision import VisionTransformer
 from mnemosyne.tasks.regimes import EMBEDDING_AND_CLS, LAST_LAYER, LAST_TWO, Regime, fine_tune, regime, trained_part
@@ -28,17 +29,6 @@ EXPERT = 3e-2
 
 EVERYTHING = regime(rest="adam")
 """What Adam trains where it is compared in Fig. 5 and 9."""
-
-LABELS = {
-    "coordinate": "Mnemosyne",
-    "paced": "Mnemosyne paced",
-    "light": "Mnemosyne light",
-    "tensor": "Mnemosyne tensor-wise",
-    "tensor_paced": "Mnemosyne tensor-wise, paced",
-    "super": "Mnemosyne Super",
-    "super_paced": "Mnemosyne Super, paced",
-}
-"""Names of weights → what tables and figures call them."""
 
 TABLE_1 = pd.DataFrame(
     [
@@ -118,7 +108,7 @@ def costs(
         `× Adam` is the time of a step over that of Adam on the same parameters.
     """
     adam = optax.adam(1e-3)
-    shipped = lambda *names: {LABELS[name]: zoo.pretrained(name) for name in names}
+    shipped = lambda *names: {OPTIMIZERS[name].label: zoo.pretrained(name) for name in names}
     mixed = {"Mnemosyne hybrid": hybrid(zoo.pretrained("coordinate"))}
     chosen = {
         "everything": (EVERYTHING, {}),
@@ -140,19 +130,19 @@ def costs(
     return rows.assign(**{"× Adam": base[rows.regime].to_numpy() / rows["examples/s"]})
 
 
-def entrant(name: str, labels: Regime, rate: float = 1e-3) -> Contender:
-    """Make an entrant of shipped weights for what a regime gives to Mnemosyne, and Adam for what it leaves to Adam.
+def contender(name: str, labels: Regime, rate: float = 1e-3) -> Contender:
+    """Make a contender of shipped weights for what a regime gives to Mnemosyne, and Adam for what it leaves to Adam.
 
     Args:
-        name: a key of `LABELS`. Regimes that train the same parameters must differ in who trains them.
+        name: of shipped weights. Regimes that train the same parameters must differ in who trains them.
         labels: the regime.
         rate: Adam's; the paper's 1e-3 by default.
     """
     tx = fine_tune(labels, {"mnemosyne": zoo.pretrained(name), "adam": optax.adam(rate)})
-    return untuned(LABELS[name], tx)
+    return untuned(OPTIMIZERS[name].label, tx)
 
 
-def hybrid_entrant() -> Contender:
+def hybrid_contender() -> Contender:
     """The weights of "coordinate" on matrices, Adam at 1e-3 on biases (§5.2); meta-trained for the former alone."""
     tx = hybrid(zoo.pretrained("coordinate"))
     return untuned("Mnemosyne hybrid", tx)

@@ -13,6 +13,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array, Float
 
+from mnemosyne.inner import inner_step
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.contract import Memory, queries_and_keys
 from mnemosyne.memory.features import (
@@ -26,7 +27,7 @@ from mnemosyne.memory.features import (
 from mnemosyne.optimizer.packing import join
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule, memory_of
 from mnemosyne.tasks import sets
 from mnemosyne.tasks.data.images import Dataset
 from mnemosyne.theory import energies, monte_carlo
@@ -63,16 +64,14 @@ def follow(task: Task, theta: Theta, config: Config, steps: int) -> Callable[[in
         A function of a seed, which fixes initialisation and batches.
     """
     memory = watched(cam(projections=config.projections, discount=config.discount))
-    tx = drop_in(theta, paper_rule(config, memory), optax.identity())
+    tx = from_rule(theta, paper_rule(config, memory), optax.identity())
     shapes = [p.shape for p in jax.tree.leaves(jax.eval_shape(task.init, jax.random.key(0)))]
     flat = lambda tree: join(jax.tree.leaves(tree), shapes)
 
     def step(carry, key):
-        params, state = carry
-        g = jax.grad(task.loss)(params, task.batch(task.data, key))
-        updates, state = tx.update(g, state, params)
-        seen = [address for _, address in state[2].memory]
-        return (optax.apply_updates(params, updates), state), (flat(g), [flat(a) for a in seen])
+        carry, _, g = inner_step(task, tx, carry, task.batch(task.data, key))
+        seen = [address for _, address in memory_of(carry[1])]
+        return carry, (flat(g), [flat(a) for a in seen])
 
     @jax.jit
     def trained(seed):

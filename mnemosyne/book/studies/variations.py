@@ -25,11 +25,12 @@ from mnemosyne.memory.features import (
     relu,
     square,
 )
+from mnemosyne.metatrain.loop import Carry
 from mnemosyne.metatrain.students import by_coordinate, whole
-from mnemosyne.metatrain.truncated import Carry, MetaConfig, Truncated
+from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import COORDINATE, Rule, log_sign
-from mnemosyne.optimizer.transform import drop_in
+from mnemosyne.optimizer.transform import from_rule
 from mnemosyne.types import Learned, Params, Scalar, State, Task, Theta
 
 KERNELS = (positive, favor_plus_plus(0.5), relu, square)
@@ -51,7 +52,7 @@ def coordinatewise(cases: dict[str, dict[str, float]], rule: Callable[..., Rule]
     def run(tasks: tuple[Task, ...], config: MetaConfig, **numbers) -> Truncated:
         return Truncated(by_coordinate(rule(**numbers), prepare, config.coordinates), tasks, config)
 
-    return Choice(cases, run, lambda theta, **numbers: drop_in(theta, rule(**numbers), prepare))
+    return Choice(cases, run, lambda theta, **numbers: from_rule(theta, rule(**numbers), prepare))
 
 
 def single(label: str, rule: Rule) -> Choice:

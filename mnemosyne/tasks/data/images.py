@@ -4,10 +4,8 @@
     mnist = load("mnist")        # 28×28, from the original archives; an error says how to get them
     colour = load("cifar10_15k")  # 32×32×3, a balanced subset of CIFAR-10; the whole of it is "cifar10"
 
-Originals are looked for in `$MNEMOSYNE_DATA/<name>/` and compared with the SHA-256 that `sources` lists. The idx
-files are prepared once, by a tensorflow-datasets builder that needs no TensorFlow, as array_record files in the
-cache; CIFAR is read as it is. Nothing is downloaded unless `fetch` is called, and no data set ever stands in for
-another.
+Originals are looked for in `$MNEMOSYNE_DATA/<name>/`, compared with the SHA-256 that `sources` lists, and read as they
+are. Nothing is downloaded unless `fetch` is called, and no data set ever stands in for another.
 """
 
 import hashlib
@@ -21,8 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from mnemosyne.tasks.data import cifar
-from mnemosyne.tasks.data.idx import idx_builder, read
+from mnemosyne.tasks.data import cifar, idx
 from mnemosyne.tasks.data.sources import INSTEAD, SOURCES, Source
 
 
@@ -57,13 +54,8 @@ LOADERS = {"text": "text.load_text", "rows": "superglue.load_rows"}
 
 
 def originals() -> Path:
-    """Folder of original archives: `$MNEMOSYNE_DATA`, or `data` in the cache."""
-    return Path(os.environ["MNEMOSYNE_DATA"]) if os.environ.get("MNEMOSYNE_DATA") else cache() / "data"
-
-
-def cache() -> Path:
-    """Folder for what can be made again: `$MNEMOSYNE_CACHE`, or `~/.cache/mnemosyne`."""
-    return Path(os.environ.get("MNEMOSYNE_CACHE") or Path.home() / ".cache" / "mnemosyne")
+    """Folder of original archives: `$MNEMOSYNE_DATA`, or `~/.cache/mnemosyne/data`."""
+    return Path(os.environ.get("MNEMOSYNE_DATA") or Path.home() / ".cache" / "mnemosyne" / "data")
 
 
 def load(name: str) -> Dataset:
@@ -74,9 +66,9 @@ def load(name: str) -> Dataset:
 
     Returns:
         Images as uint8 and labels as int32. MNIST and Fashion-MNIST keep 5,000 training images for validation,
-        the last in the fixed order that tensorflow-datasets shuffles them to; CIFAR keeps its last 5,000, its
-        subsets a tenth, balanced over the classes; digits, which has one part, is cut 1,197 / 300 / 300 after
-        one fixed permutation, and its halves as it is. Labels count from 0.
+        the last in the fixed order of `idx.order`; CIFAR keeps its last 5,000, its subsets a tenth, balanced over the
+        classes; digits, which has one part, is cut 1,197 / 300 / 300 after one fixed permutation, and its halves as
+        it is. Labels count from 0.
 
     Raises:
         DataError: an unknown name, or originals that are absent or damaged. Never waits for a network.
@@ -86,7 +78,8 @@ def load(name: str) -> Dataset:
     source = _source(name)
     if source.format in LOADERS:
         raise DataError(f"{name} is text, not images: mnemosyne.tasks.{LOADERS[source.format]}({name!r})")
-    train, test = _read_idx(name) if source.format == "idx" else _read_cifar(name)
+    verify(name)
+    train, test = (Split(*part) for part in READERS[source.format](paths(name), source.classes))
     kept = len(train.labels) - source.held_back
     parts = (Split(*(a[:kept] for a in train)), Split(*(a[kept:] for a in train)), test)
     return _dataset(name, *parts, classes=source.classes)
@@ -226,23 +219,12 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _read_idx(name: str) -> tuple[Split, Split]:
-    builder = idx_builder(name, paths(name), cache() / "tfds")
-    if not builder.data_path.exists():
-        verify(name)
-        builder.download_and_prepare()
-    train, test = (Split(*read(builder, split)) for split in ("train", "test"))
-    return train, test
-
-
-def _read_cifar(name: str) -> tuple[Split, Split]:
-    verify(name)
-    source, files = _source(name), paths(name)
-    if source.format == "differences":
-        train, test = (Split(*cifar.read_differences(path)) for path in files)
-    else:
-        train, test = (Split(*cifar.read_archive(files[0], part, source.classes)) for part in ("train", "test"))
-    return train, test
+READERS = {
+    "idx": lambda files, classes: (idx.read(*files[:2], "train"), idx.read(*files[2:], "test")),
+    "binary": lambda files, classes: [cifar.read_archive(*files, part, classes) for part in ("train", "test")],
+    "differences": lambda files, classes: map(cifar.read_differences, files),
+}
+"""What reads a data set's files, by format: (paths, classes) → training part, test part."""
 
 
 def _dataset(name: str, train: Split, validation: Split, test: Split, classes: int = 10) -> Dataset:

@@ -28,10 +28,10 @@ _KRIZ = "https://www.cs.toronto.edu/~kriz/"
 _SUPERGLUE = "SuperGLUE (Wang et al. 2019; for research)"
 
 
-def _rows(licence: str, *files: tuple[str, str, int], held_back: int = 0) -> Source:
-    """Rows of a SuperGLUE task: training and validation, or one file of which the last rows are held back."""
+def _rows(licence: str, *files: tuple[str, str, int]) -> Source:
+    """Rows of a SuperGLUE task: training and validation."""
     originals = tuple(Original(f"{name}.jsonl.gz", sha256, size) for name, sha256, size in files)
-    return Source(licence, "", originals, held_back, folder="superglue", format="rows")
+    return Source(licence, "", originals, held_back=0, folder="superglue", format="rows")
 
 
 SOURCES = {
@@ -206,11 +206,6 @@ SOURCES = {
         ("COPA.train", "e03db914b114b4fd4364171018c0d7bf3baa81b5716cbb6eb0700a6dd38a8043", 17_283),
         ("COPA.val", "a42d68343a5af38058e0d8324b9adcb3afea724cf8c6978251e41f24fb90a1cf", 4_839),
     ),
-    "multirc": _rows(
-        _SUPERGLUE,
-        ("MultiRC.train", "93ec93a53a6c68815ecda250aac89c3f28b07ab4127cd5a63e865b82768dac47", 721_840),
-        ("MultiRC.val", "030fdedc8874862f366eeab4c5134ac83653afbfcdd3b596d793528038d06218", 129_825),
-    ),
     "rte": _rows(
         _SUPERGLUE,
         ("RTE.train", "1b3eefea25891b51b16fad3b12403361ec56da36797887a878b54dabd5782384", 347_092),
@@ -220,16 +215,6 @@ SOURCES = {
         "CC BY-NC 4.0",
         ("WiC.train", "5044f7d3f0270121b7f2e1a2443d174432c3ee6ade8f7761222aa6b9337d34d4", 272_618),
         ("WiC.val", "adcc1eef9fc83ffd36b88650b5fa6abc36b9ca92f446b573d053d38d991766de", 35_423),
-    ),
-    "wsc": _rows(
-        "CC BY 4.0",
-        ("WSC.train", "f03433c79cd47a726d58cb17b4b58f290e46246546963ac9f343c296bade5634", 22_372),
-        ("WSC.val", "422777e94549682583059023179ccb509554974d98aaa00ce7a1803199d0d62f", 3_864),
-    ),
-    "boolq_3k": _rows(
-        "CC BY-SA 3.0",
-        ("BoolQ.val", "ae422afab2dcf7bc2c1bfe8f42ea23be92de3e1e0e28944c679d8b036ff3997c", 835_824),
-        held_back=1_090,
     ),
 }
 """By name. Text is loaded by `text.load_text`, rows by `superglue.load_rows`, images by `data.load`."""

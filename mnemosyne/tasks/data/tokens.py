@@ -11,7 +11,6 @@ that `load_tokenizer` reads.
 
 import heapq
 import itertools
-import struct
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -170,20 +169,16 @@ def _read_pieces(path: Path) -> Tokenizer:
     return _wordpiece(pieces, BERT_SPECIAL)
 
 
-UNIGRAM = 1
-NORMAL, UNKNOWN = 1, 2
-
-
 def _read_sentencepiece(path: Path) -> Tokenizer:
-    """Read SentencePiece's protocol buffer: pieces with their log-probabilities, and a map of characters."""
-    model = _fields(path.read_bytes())
-    pieces = [_fields(piece) for piece in model.get(1, [])]
-    if not pieces or _fields(model[2][0]).get(3, [UNIGRAM]) != [UNIGRAM]:
+    """Read SentencePiece's own file: pieces with their log-probabilities, and a map of characters."""
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
+
+    model = ModelProto.FromString(path.read_bytes())
+    if not model.pieces or model.trainer_spec.model_type != TrainerSpec.UNIGRAM:
         raise DataError("holds no unigram model, which T5's is")
-    vocabulary = [(p[1][0].decode("utf-8"), struct.unpack("<f", p[2][0])[0] if 2 in p else 0.0) for p in pieces]
-    unknown = next(i for i, p in enumerate(pieces) if p.get(3, [NORMAL]) == [UNKNOWN])
-    tokenizer = Tokenizer(models.Unigram(vocabulary, unknown))
-    characters = _fields(model[3][0]).get(2, [b""])[0]
+    unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == piece.UNKNOWN)
+    tokenizer = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in model.pieces], unknown))
+    characters = model.normalizer_spec.precompiled_charsmap
     tokenizer.normalizer = normalizers.Sequence(
         [
             *([normalizers.Precompiled(characters)] if characters else []),
@@ -193,32 +188,3 @@ def _read_sentencepiece(path: Path) -> Tokenizer:
     )
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     return with_sentinels(_framed(tokenizer, T5_SPECIAL))
-
-
-def _fields(message: bytes) -> dict[int, list]:
-    """A protocol buffer's values by field number: integers, or bytes."""
-    fields, at = {}, 0
-
-    def varint() -> int:
-        nonlocal at
-        value, shift = 0, 0
-        while True:
-            byte = message[at]
-            at += 1
-            value |= (byte & 127) << shift
-            shift += 7
-            if byte < 128:
-                return value
-
-    while at < len(message):
-        number, kind = divmod(varint(), 8)
-        if kind == 0:
-            value = varint()
-        else:
-            size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
-            value = message[at : at + size]
-            at += size
-            if len(value) < size:
-                raise DataError(f"ends {size - len(value)} bytes too early")
-        fields.setdefault(number, []).append(value)
-    return fields

@@ -1,4 +1,4 @@
-"""Public checkpoints of ViT, BERT and T5 v1.1 as parameters of the models here, and back, a leaf at a time.
+"""Public checkpoints of ViT, BERT and T5 v1.1 as parameters of the models here, a leaf at a time.
 
 A checkpoint is what the `transformers` library saves: `model.safetensors`, or shards with an index. Nothing is
 downloaded. No more than one tensor is in the host's memory at a time, whatever the size of the model.
@@ -9,7 +9,6 @@ params = load_checkpoint(folder, T5_NAMES, like, place=onto(shardings), stored=j
 """
 
 import json
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from mnemosyne.store import StoreError, names
 from mnemosyne.types import Params
@@ -46,10 +44,6 @@ class Stored(NamedTuple):
     def load(self, stored: np.ndarray) -> np.ndarray:
         """The tensor as our leaf: a view."""
         return stored.reshape(stored.shape[self.ones :]).transpose(self.axes)
-
-    def save(self, leaf: np.ndarray) -> np.ndarray:
-        """Our leaf as the tensor: a view."""
-        return leaf.transpose(np.argsort(self.axes)).reshape(self.shape(leaf.shape))
 
 
 class Names(NamedTuple):
@@ -298,45 +292,3 @@ def _compare_copies(path: Path, found: dict, names_of: Names) -> None:
             cuts = (slice(i, min(i + ROWS, b.get_shape()[0])) for i in range(0, b.get_shape()[0], ROWS))
             if a.get_shape() != b.get_shape() or not all(np.array_equal(a[cut], b[cut]) for cut in cuts):
                 raise StoreError(f"{path}: {copy} should be {name} once more, but differs from it")
-
-
-def save_checkpoint(folder: Path, names_of: Names, params: Params, shard_bytes: int = 5_000_000_000) -> None:
-    """Save parameters as the `transformers` library would, one shard in the host's memory at a time.
-
-    Args:
-        folder: one that exists and holds no checkpoint.
-        names_of: `VISION_NAMES`, `BERT_NAMES` or `T5_NAMES`.
-        params: the whole tree of a model's parameters.
-        shard_bytes: most bytes a file, unless one tensor alone has more; several files get an index.
-
-    Raises:
-        StoreError: if the folder holds a checkpoint already.
-    """
-    if present := sorted(p.name for p in folder.glob("model*.safetensors*")):
-        raise StoreError(f"{folder} holds a checkpoint already: {', '.join(present)}")
-    leaves = [(names_of.stored(n, x.ndim), x) for n, x in zip(names(params), jax.tree.leaves(params), strict=True)]
-    shards, size = [[]], 0
-    for stored, leaf in leaves:
-        if shards[-1] and size + leaf.nbytes > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append((stored, leaf))
-        size += leaf.nbytes
-    files = [f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
-    for file, shard in zip(files if len(shards) > 1 else [SINGLE], shards, strict=True):
-        tensors = {s.name: np.asarray(s.save(np.asarray(leaf)), order="C") for s, leaf in shard}
-        _whole(folder / file, lambda part, tensors=tensors: save_file(tensors, part, {"format": "pt"}))
-    if len(shards) > 1:
-        where = {s.name: file for file, shard in zip(files, shards, strict=True) for s, _ in shard}
-        index = {"metadata": {"total_size": sum(leaf.nbytes for _, leaf in leaves)}, "weight_map": where}
-        _whole(folder / INDEX, lambda part: part.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n"))
-
-
-def _whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file whole or not at all."""
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)

@@ -2,14 +2,16 @@ import gzip
 import hashlib
 import io
 import tarfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from mnemosyne.tasks import sets
-from mnemosyne.tasks.classify import MLP, MLPSpec, ViT, ViTSpec, classify
+from mnemosyne.tasks.classification import MLP, MLPSpec, ViT, ViTSpec, classify
 from mnemosyne.tasks.data import cifar, sources, text
 from mnemosyne.tasks.data import images as data
 from mnemosyne.tasks.data.idx import read_idx
@@ -24,6 +26,9 @@ def idx(array):
 
 def originals(contents):
     return [sources.Original(name, hashlib.sha256(c).hexdigest(), len(c)) for name, c in contents.items()]
+
+
+tfds.disable_progress_bar()
 
 
 @pytest.fixture
@@ -44,23 +49,51 @@ def tiny(tmp_path, monkeypatch):
         for name, content in zip(names, contents, strict=True):
             (folder / name).write_bytes(content)
     monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "data"))
-    monkeypatch.setenv("MNEMOSYNE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "data" / "tiny"
 
 
-def test_originals_become_arrays_through_tfds_without_tensorflow(tiny):
+def prepared(files, folder):
+    """The data set that tensorflow-datasets makes of idx files: {part: (images, labels)}."""
+
+    class Tiny(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        pkg_dir_path = folder
+
+        def _info(self):
+            image = tfds.features.Tensor(shape=(28, 28, 1), dtype=np.uint8, encoding="bytes")
+            label = tfds.features.Tensor(shape=(), dtype=np.int32)
+            features = tfds.features.FeaturesDict({"image": image, "label": label})
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(*files[:2]), "test": self._generate_examples(*files[2:])}
+
+        def _generate_examples(self, images, labels):
+            for i, (image, label) in enumerate(zip(read_idx(images), read_idx(labels), strict=True)):
+                yield i, {"image": image[..., None], "label": np.int32(label)}
+
+    builder = Tiny(data_dir=folder, file_format="array_record")
+    builder.download_and_prepare()
+    parts = {part: list(builder.as_data_source(split=part)) for part in ("train", "test")}
+    return {k: (np.stack([e["image"] for e in v]), np.array([e["label"] for e in v])) for k, v in parts.items()}
+
+
+def test_originals_become_the_arrays_of_tensorflow_datasets(tiny, tmp_path):
     loaded = data.load("tiny")
-    images, labels = (read_idx(tiny / data.SOURCES["tiny"].files[i].file) for i in (0, 1))
     assert loaded.train.images.shape == (25, 28, 28, 1)
     assert loaded.validation.images.shape == (5, 28, 28, 1)
-    assert loaded.test.images.shape == (10, 28, 28, 1)
-    together = np.concatenate([loaded.train.images, loaded.validation.images])[..., 0]
-    # tensorflow-datasets shuffles once, always in the same way; the images and labels stay together.
-    order = [int(np.flatnonzero((images == x).all((1, 2)))[0]) for x in together]
-    assert sorted(order) == list(range(30))
-    assert np.array_equal(np.concatenate([loaded.train.labels, loaded.validation.labels]), labels[order])
-    again = data.load("tiny")
-    assert np.array_equal(again.train.images, loaded.train.images)
+    together = (np.concatenate(pair) for pair in zip(loaded.train, loaded.validation, strict=True))
+    for part, found in (("train", together), ("test", loaded.test)):
+        for ours, theirs in zip(found, prepared(data.paths("tiny"), tmp_path / "prepared")[part], strict=True):
+            assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
+def test_originals_are_those_that_tensorflow_datasets_registers(name):
+    """Whose list was made by others: address, bytes, SHA-256 and file, a line each."""
+    registered = (Path(tfds.__file__).parent / "url_checksums" / f"{name}.txt").read_text()
+    known = {tuple(line.split()[-3:]) for line in registered.splitlines()}
+    assert {(str(o.bytes), o.sha256, o.file) for o in data.SOURCES[name].files} <= known
 
 
 def test_missing_and_damaged_originals_are_named(tiny):
@@ -94,7 +127,6 @@ def test_fetch_downloads_checks_and_leaves_nothing_half_done(tiny, tmp_path):
 
 def test_absent_mnist_is_an_error_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "nowhere"))
-    monkeypatch.setenv("MNEMOSYNE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(data.DataError, match=r"(?s)mnist is not usable.*440fcabf73cc"):
         data.load("mnist")
 

@@ -1,0 +1,110 @@
+"""The commands that need the libraries of the book: reproduce, publish, meta-train, search."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from mnemosyne.book.publish import publish as publish_runs
+from mnemosyne.book.reproduce import reproduce as reproduce_notebooks
+from mnemosyne.metatrain.recipes import SEARCHED, Selection, by_search, by_truncation, make_weights
+from mnemosyne.metatrain.search import SearchConfig
+from mnemosyne.metatrain.truncated import MetaConfig
+from mnemosyne.optimizer import zoo
+from mnemosyne.optimizer.registry import OPTIMIZERS
+
+TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name != "paced")
+
+
+def reproduce(
+    *,
+    scale: str = "quick",
+    seed: int = 0,
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
+    force: bool = False,
+    keep_going: bool = False,
+    jobs: int = 1,
+) -> int:
+    """Regenerate every figure and table by running the notebooks.
+
+    Args:
+        scale: quick (minutes on a laptop), laptop (hours) or paper (an accelerator).
+        seed: offsets every random key.
+        only: notebooks to run, by number (03) or name; all by default.
+        force: run also what is up to date, and compute anew what was kept.
+        keep_going: start others after a notebook that failed.
+        jobs: notebooks that run at a time; 2 are faster on a CPU, an accelerator serves one.
+    """
+    return reproduce_notebooks(scale=scale, seed=seed, only=only, force=force, keep_going=keep_going, jobs=jobs)
+
+
+def publish(
+    *,
+    scale: str = "laptop",
+    only: Annotated[tuple[str, ...], tyro.conf.arg(metavar="NOTEBOOK …")] = (),
+) -> int:
+    """Copy what runs at a scale have computed to what the repository keeps: tables, figures, notebooks, rows.
+
+    Args:
+        scale: of the runs, whose seed is 0.
+        only: notebooks, by number (03) or name; all by default.
+    """
+    print(f"{len(publish_runs(scale=scale, only=only))} files published")
+    return 0
+
+
+def meta_train(
+    name: tyro.conf.Positional[Literal[TRUNCATED]],
+    meta: tyro.conf.OmitArgPrefixes[MetaConfig] = MetaConfig(),  # noqa: B008
+    selection: Selection = Selection(),  # noqa: B008
+    *,
+    out: Path | None = None,
+    dataset: str = "mnist",
+) -> int:
+    """Meta-train an optimizer and write its weights and card; the same command goes on after a kill.
+
+    Args:
+        name: which rule.
+        meta: what meta-training does.
+        selection: how a snapshot is chosen afterwards.
+        out: folder of the run; data/meta-training/<name> by default.
+        dataset: images to meta-train on.
+    """
+    folder = out or Path("data") / "meta-training" / name
+    report(make_weights(name, by_truncation(name, meta, dataset), folder, selection, line))
+    return 0
+
+
+def search(
+    config: tyro.conf.OmitArgPrefixes[SearchConfig] = SearchConfig(),  # noqa: B008
+    selection: Selection = SEARCHED,
+    *,
+    out: Path = Path("data/meta-training/paced"),
+) -> int:
+    """Search for the pace of `paced`; the same command goes on after a kill.
+
+    Args:
+        config: what the search does.
+        selection: how a snapshot is chosen afterwards.
+        out: folder of the run.
+    """
+    report(make_weights("paced", by_search("paced", config), out, selection, line))
+    return 0
+
+
+def line(row: dict) -> None:
+    """Print a row of a meta-training log."""
+    print("  ".join(f"{k} {v:.6g}" for k, v in row.items()), flush=True)
+
+
+def report(path: Path) -> None:
+    """Say where new weights are and how to ship them."""
+    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
+
+
+COMMANDS = {"reproduce": reproduce, "publish": publish, "meta-train": meta_train, "search": search}
+
+
+def run(name: str, args: list[str]) -> int:
+    """Run a command with the words behind its name; prints its help, or what is wrong with them, and exits."""
+    return tyro.cli(COMMANDS[name], prog=f"mnemosyne {name}", args=args)
