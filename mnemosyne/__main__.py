@@ -1,14 +1,15 @@
 """The command line: reproduce, publish, meta-train, search, data, weights. `python -m mnemosyne --help`.
 
-`data` and `weights` work with what the optimizer needs. The others import the libraries of the book when called.
+`weights` works with what the optimizer needs. The others import the libraries of an extra when called, and say which.
 """
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from mnemosyne.optimizer import zoo
 from mnemosyne.store import StoreError
-from mnemosyne.tasks.data import images
 
 OF_THE_BOOK = {
     "reproduce": "regenerate every figure and table by running the notebooks",
@@ -21,9 +22,11 @@ OF_THE_BOOK = {
 
 def data(action: str, name: str | None) -> None:
     """List data sets, download one's originals, or check that they are the published files."""
+    with extra("data", "tasks"):
+        from mnemosyne.tasks.data import images
     if action == "list":
         for known in images.NAMES:
-            print(f"{known:14s} {state(known)}")
+            print(f"{known:14s} {images.state(known)}")
         print(f"originals: {images.originals()} (MNEMOSYNE_DATA)")
         return
     if name is None:
@@ -33,19 +36,6 @@ def data(action: str, name: str | None) -> None:
     else:
         images.verify(name)
         print(f"{name}: every file is the published one")
-
-
-def state(name: str) -> str:
-    """One line on whether a data set can be used."""
-    if name in images.DIGITS:
-        return "bundled with scikit-learn"
-    try:
-        images.verify(name)
-        return f"present; {images.SOURCES[name].licence}"
-    except images.DataError:
-        source = images.SOURCES[name]
-        remedy = f"python -m mnemosyne data fetch {name}" if source.url else "no public address; see data/README.md"
-        return f"absent or damaged: {remedy}; {source.licence}"
 
 
 def weights(action: str, name: str | None) -> None:
@@ -76,15 +66,14 @@ def parser() -> argparse.ArgumentParser:
     return whole
 
 
-def from_the_book(name: str, args: list[str]) -> int:
-    """Run a command whose libraries may be missing; a SystemExit says which extra has them."""
+@contextmanager
+def extra(command: str, needed: str) -> Iterator[None]:
+    """Import what a command needs; where a library is missing, a SystemExit names it and the extra that has it."""
     try:
-        from mnemosyne.book import commands
+        yield
     except ModuleNotFoundError as error:
-        raise SystemExit(
-            f"mnemosyne {name} needs {error.name}, which is not installed: pip install 'mnemosyne-optimizer[book]'"
-        ) from error
-    return commands.run(name, args)
+        remedy = f"pip install 'mnemosyne-optimizer[{needed}]'"
+        raise SystemExit(f"mnemosyne {command} needs {error.name}, which is not installed: {remedy}") from error
 
 
 def main(args: list[str] | None = None) -> None:
@@ -92,11 +81,13 @@ def main(args: list[str] | None = None) -> None:
     words = sys.argv[1:] if args is None else args
     try:
         if words and words[0] in OF_THE_BOOK:
-            sys.exit(from_the_book(words[0], words[1:]))
+            with extra(words[0], "book"):
+                from mnemosyne.book import commands
+            sys.exit(commands.run(words[0], words[1:]))
         chosen = vars(parser().parse_args(words))
         chosen.pop("run")(**chosen)
         sys.exit(0)
-    except (ValueError, images.DataError, StoreError, PermissionError, FileNotFoundError) as error:
+    except (ValueError, StoreError, PermissionError, FileNotFoundError) as error:
         sys.exit(f"mnemosyne: {error}")
 
 

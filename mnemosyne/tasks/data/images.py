@@ -42,7 +42,7 @@ class Dataset(NamedTuple):
     classes: int = 10
 
 
-class DataError(Exception):
+class DataError(ValueError):
     """Data that is absent or not what it should be; the message says what to do."""
 
 
@@ -246,3 +246,16 @@ def _digits(name: str) -> Dataset:
         kept = (first <= labels[cut]) & (labels[cut] < end)
         parts.append(Split(images[cut][kept], labels[cut][kept] - first))
     return _dataset(name, *parts, classes=end - first)
+
+
+def state(name: str) -> str:
+    """One line on whether a data set can be used."""
+    if name in DIGITS:
+        return "bundled with scikit-learn"
+    try:
+        verify(name)
+        return f"present; {SOURCES[name].licence}"
+    except DataError:
+        source = SOURCES[name]
+        remedy = f"python -m mnemosyne data fetch {name}" if source.url else "no public address; see data/README.md"
+        return f"absent or damaged: {remedy}; {source.licence}"
