@@ -16,10 +16,10 @@ from mnemosyne.optimizer.registry import OPTIMIZERS
 
 COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "Mnemosyne hybrid": "#7b5ea7",
-    "Mnemosyne, even part out": "#2b8f8a",
+    "Mnemosyne, even part out": "#5a7d2a",
     "Lion": "#b5651d",
     "Adam": "#d9822b",
-    "Adafactor": "#3a8f5c",
+    "Adafactor": "#5e8c31",
     "RMSProp": "#3a8f5c",
     "SGD": "#8b5aa8",
     "FAVOR+": "#d9822b",
@@ -157,9 +157,11 @@ def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     ax.set_xlabel("learning rate")
 
 
-def meta_curve(ax: Axes, log: pd.DataFrame, column: str = "loss", label: str | None = None) -> None:
+def meta_curve(
+    ax: Axes, log: pd.DataFrame, column: str = "loss", label: str | None = None, color: str | None = None
+) -> None:
     """Draw one column of a meta-training log against the iteration."""
-    ax.plot(log.iteration, log[column], label=label)
+    ax.plot(log.iteration, log[column], label=label, color=color)
     ax.set_xlabel("meta-iteration")
     ax.set_ylabel(column)
 

@@ -1,4 +1,4 @@
-"""Replicas meta-trainings in one program: runs that differ in numbers only, such as their seeds.
+"""Several meta-trainings in one program: runs that differ in numbers only, such as their seeds.
 
 A comparison of learned optimizers is worth what it is over several meta-seeds, and compiling a meta-training takes as
 long as dozens of its iterations. So runs whose shapes agree become one program by `vmap`, and `metatrain.meta_train`

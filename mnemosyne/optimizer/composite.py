@@ -1,4 +1,4 @@
-"""Replicas optimizers for one network: Super-Mnemosyne and the hybrid (paper §5.2, §5.4), and what a state costs.
+"""Several optimizers for one network: Super-Mnemosyne and the hybrid (paper §5.2, §5.4), and what a state costs.
 
 Each is `optax.partition` over optimizers that are given, with labels computed from shapes:
 

@@ -59,7 +59,7 @@ _CHUNKS = "each tensor's gradient is divided by its running size; chunks of 128 
 
 OPTIMIZERS = {
     "coordinate": Optimizer("Mnemosyne", "#0b4f8a", "the paper's inputs, blocks and horizons", PAPER.learned, PAPER),
-    "odd": Optimizer("Mnemosyne odd", "#2b8f8a", _ODD, ODD.learned, ODD),
+    "odd": Optimizer("Mnemosyne odd", "#3f7fbf", _ODD, ODD.learned, ODD),
     "light": Optimizer("Mnemosyne light", "#5fa8d3", _ODD, ODD_LIGHT.learned, ODD_LIGHT),
     "normalised": Optimizer(
         "Mnemosyne normalised",
@@ -87,7 +87,7 @@ OPTIMIZERS = {
     ),
     "velo_cam": Optimizer(
         "VeLO, CAM",
-        "#2b8f8a",
+        "#9c4f4f",
         "as velo_lstm, with a CAM of 16 projections (λ = 0.1) in the LSTM's place",
         velo(cam(projections=16, discount=0.1)),
     ),
@@ -100,13 +100,13 @@ OPTIMIZERS = {
     "tensor": Optimizer("Mnemosyne tensor-wise", "#2b8f8a", _CHUNKS, TENSOR),
     "tensor_averaged": Optimizer(
         "Mnemosyne tensor-wise, averaged",
-        "#3a8f5c",
+        "#6fb3a8",
         "as tensor, but of gradients averaged over some ten steps (β = 0.9), at two bytes a parameter",
         AVERAGED,
     ),
     "tensor_paced": Optimizer(
         "Mnemosyne tensor-wise, paced",
-        "#0b4f8a",
+        "#125a57",
         "the direction of `tensor_averaged` at the pace of `paced`",
         paced(AVERAGED, jnp.bfloat16),
         parts={"direction": "tensor_averaged", "pace": "paced/pace"},
@@ -120,14 +120,14 @@ OPTIMIZERS = {
     ),
     "super_paced": Optimizer(
         "Mnemosyne Super, paced",
-        "#c2185b",
+        "#6b2a7d",
         "`normalised` on the largest tensors, `tensor_averaged` on the rest, at the pace of `paced`",
         paced(super_learned(NORMALISED.learned, AVERAGED), jnp.bfloat16),
         parts={"direction": {"light": "normalised", "tensor": "tensor_averaged"}, "pace": "paced/pace"},
     ),
     "hybrid": Optimizer(
         "Mnemosyne light, hybrid",
-        "#7b5ea7",
+        "#a58fc9",
         "`light` on tensors of two axes or more, Adam on the others",
         Learned(ODD_LIGHT.learned.init, lambda theta: hybrid(ODD_LIGHT.learned.make(theta))),
         parts="light",

@@ -111,6 +111,7 @@ def test_what_is_put_together_is_checked_as_a_whole(monkeypatch):
 
 def test_every_record_has_a_label_of_its_own_and_a_color():
     assert len({entry.label for entry in OPTIMIZERS.values()}) == len(OPTIMIZERS)
+    assert len({entry.color for entry in OPTIMIZERS.values()}) == len(OPTIMIZERS)
     assert all(re.fullmatch("#[0-9a-f]{6}", entry.color) for entry in OPTIMIZERS.values())
     assert all(entry.differs for entry in OPTIMIZERS.values())
 
