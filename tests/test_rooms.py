@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import types
 from pathlib import Path
 
@@ -94,3 +95,18 @@ def test_there_is_no_import_circle():
         return floors[module]
 
     assert max(map(floor, arrows)) < 20
+
+
+def mentions() -> list[tuple[str, str]]:
+    """Every `module.name` in docstrings and comments whose module is one of this package, with where it stands."""
+    bases = {m.rpartition(".")[2] for m in MODULES}
+    found = [(m, said) for m, p in MODULES.items() for said in re.findall(r"`(\w+\.\w+)[^`]*`", p.read_text())]
+    return [(m, said) for m, said in found if said.split(".")[0] in bases]
+
+
+@pytest.mark.parametrize(("where", "said"), sorted(set(mentions())))
+def test_what_docstrings_point_at_is_there(where, said):
+    base, name = said.split(".")
+    homes = [m for m in MODULES if m.rpartition(".")[2] == base]
+    there = (f"{m}.{name}" in MODULES or hasattr(importlib.import_module(m), name) for m in homes)
+    assert any(there), f"{where} speaks of `{said}`"

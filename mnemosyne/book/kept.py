@@ -41,7 +41,7 @@ class Kept:
         """What was kept under a key, or else what `compute` returns, which is kept.
 
         Args:
-            key: a hash of all that the content depends on, see `fingerprint`.
+            key: a hash of all that the content depends on, see `keys`.
             compute: without arguments → a table, or tables, numbers, strings in lists and dicts.
 
         Returns:

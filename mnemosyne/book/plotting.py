@@ -265,7 +265,7 @@ def sweep(ax: Axes, score: pd.DataFrame, points: dict[str, float], y: str) -> No
 
     Args:
         ax: to draw on.
-        score: of `study_ablation.scores`.
+        score: of `ablation.scores`.
         points: variant → value.
         y: the column of the loss.
     """

@@ -8,7 +8,7 @@ E[φ(x)ᵀφ(y)] = exp(xᵀy). It is what makes attention over the past a sum th
     phi.features(x, omega) @ phi.features(y, omega)   # about exp(x @ y); `exact` is the truth
 
 A relation worth knowing: with s = ‖x+y‖², one FAVOR++ feature pair has the relative second moment
-((1+ρ)/2√ρ)^N e^{ρs}, of which FAVOR+ is the case ρ = 1. `theory.relative_variance` has them all.
+((1+ρ)/2√ρ)^N e^{ρs}, of which FAVOR+ is the case ρ = 1. `energies.relative_variance` has them all.
 """
 
 from collections.abc import Callable

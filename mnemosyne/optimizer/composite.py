@@ -86,7 +86,7 @@ def state_bytes(tx: optax.GradientTransformation, params: Params) -> int:
 
     Args:
         tx: any optax transformation.
-        params: arrays or `jax.ShapeDtypeStruct`s, such as `tasks.attention.shapes` makes of a network of any size.
+        params: arrays or `jax.ShapeDtypeStruct`s, such as `tasks.shapes` makes of a network of any size.
 
     Returns:
         Bytes, all counters included.

@@ -1,7 +1,7 @@
 """The paper's own coordinate-wise rule, and the stack of the LSTM optimizer it is compared with (paper §3.4, §5).
 
 Both feed each parameter's (log|g|, sign g) to a stack of memories, as one pattern ξ and with ordinary biases.
-`coordinate.odd_rule` is our odd variant of the first. What a rule remembers with is one argument.
+`odd.odd_rule` is our odd variant of the first. What a rule remembers with is one argument.
 """
 
 from collections.abc import Callable

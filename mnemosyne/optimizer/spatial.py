@@ -41,7 +41,7 @@ def encode(
         x ← x + W_2 gelu(W_1 LN x)
 
     Args:
-        theta: weights of one encoder, as `ordinary.encoder_init` makes them of a CAM.
+        theta: weights of one encoder, as `paper.encoder_init` makes them of a CAM.
         x: the tokens whose encodings are wanted; `tokens` again for those of all.
         tokens: what they attend to.
         real: false where a token is padding, whose content, if finite, changes nothing.

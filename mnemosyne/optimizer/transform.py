@@ -153,7 +153,7 @@ def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
 
     Args:
         theta: the rule's weights.
-        rule: pure functions, see `coordinate.Rule`.
+        rule: pure functions, see `rule.Rule`.
 
     Returns:
         A transformation. Updates are float32 and are to be *added* to parameters.
@@ -168,7 +168,7 @@ def from_rule(theta: Theta, rule: Rule, prepare: optax.GradientTransformation) -
         Δx_t = rule_θ( ĝ_1, …, ĝ_t ),   ĝ = prepare(g)
 
     Args:
-        theta: meta-trained weights, as `rule.init` shapes them.
+        theta: meta-trained weights, as `init` of the rule shapes them.
         rule: what turns prepared gradients into updates: `paper_rule(…)` or `odd_rule(…)`.
         prepare: what gradients go through first, the same as in meta-training: `optax.identity()` for the paper's
             rule, `scale_by_tensor_rms()` for the odd one.

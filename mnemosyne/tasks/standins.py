@@ -1,7 +1,7 @@
 """Small models pre-trained here, in the place of public ones that nothing downloads (paper Fig. 4–9, 16, 17).
 
 fashion = vit(load("fashion_mnist"), size=(4, 64), patch=7)
-params, measured = pretrain(fashion.task, steps=3_000, seed=0)       # `results.Run.pretrain` keeps them
+params, measured = pretrain(fashion.task, steps=3_000, seed=0)       # `chapter.Run.pretrain` keeps them
 books = t5("gutenberg", size=(4, 64))
 task = prompted(load_rows("cb"), books.tokenizer, books.module)      # see `regimes.trained_part`
 """

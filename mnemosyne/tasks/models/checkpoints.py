@@ -193,7 +193,7 @@ def load_checkpoint(
     Args:
         path: a `.safetensors` file, or a folder with `model.safetensors` or with shards and their index.
         names_of: `VISION_NAMES`, `BERT_NAMES` or `T5_NAMES`.
-        like: the parameters to fill, arrays or shapes, as `attention.shapes` gives them.
+        like: the parameters to fill, arrays or shapes, as `transformer.shapes` gives them.
         place: makes an array on a device, or on several, of a leaf in host memory; see `onto`.
         stored: dtype of the checkpoint, if it is another than that of `like`, to which values are then rounded.
         unused: patterns of further tensors' names to pass over, such as r"classifier\\..*" for a new head.
