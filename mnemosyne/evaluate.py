@@ -38,7 +38,8 @@ def untuned(name: str, tx: optax.GradientTransformation) -> Contender:
 
 def meta_trained(name: str) -> Contender:
     """Shipped weights, under the label of their record."""
-    return untuned(OPTIMIZERS[name].label, pretrained(name))
+    tx = pretrained(name)  # an unknown name is told with the nearest
+    return untuned(OPTIMIZERS[name].label, tx)
 
 
 RATES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)

@@ -5,7 +5,8 @@
     code(study.energy_changes)        # the function, and all of the package that it reaches, by syntax
 
 Whatever is kept of a run is found again under such a hash, so that what has changed is computed anew, and what has
-not is not. Comments, docstrings, names of files and modules, labels and colours are no part of a computation.
+not is not. Comments, docstrings, names of functions, files and modules are no part of a computation. Labels and
+colours are no part of a program; they are part of `code` that reaches the record of an optimizer.
 """
 
 import ast

@@ -15,9 +15,11 @@ import pandas as pd
 
 from mnemosyne.book import chapter, folders
 from mnemosyne.book.verdicts import VERDICTS
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks.data.sources import SOURCES
 
 SCALE = "laptop"
+LABEL = {name: entry.label for name, entry in OPTIMIZERS.items()}
 _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -55,12 +57,13 @@ def headline() -> str:
         f"{found} after {int(step):,} steps" for found, step in re.findall(r"(\S+ \[.+?\]) at (\d+)", transfer["ours"])
     ]
     diverged, runs = re.search(r"(\d+) of (\d+) diverged", transfer["ours"]).groups()
-    ours, last = means_of("Mnemosyne"), means_of("Mnemosyne paced").iloc[-1]
+    ours, last = means_of(LABEL["coordinate"]), means_of(LABEL["paced"]).iloc[-1]
     counts = Counter(c["verdict"] for c in every)
     return (
         f"- **Quality.** We divide the training loss of `paced`, untuned, by that of Adam at its best learning rate, "
         f"on {last.tasks} networks that meta-training never saw. The geometric mean is {' and '.join(ratios)} "
-        f"(95% intervals over {transfer['seeds']} seeds). The worst network stands at {last.worst:.2f}. "
+        f"(95% intervals over {transfer['seeds']} seeds; over networks the last is [{last.low:.2f}, {last.high:.2f}]). "
+        f"After {last.step:,} steps the worst network stands at {last.worst:.2f}. "
         f"{diverged} of {runs} runs diverged. {prodigy()}\n"
         f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
         f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
@@ -89,12 +92,12 @@ def price() -> str:
     costs, time = published("regime_costs"), published("space_time")
     layer = costs.query("regime == 'last layer'").set_index("optimizer")
     held = (layer["state bytes"] / layer["parameters"]).round().astype(int)
-    steps = costs.query("optimizer == 'Mnemosyne paced'").set_index("regime")["× Adam"]
-    light, adam = (time.query(f"optimizer == '{name}'").iloc[0] for name in ("Mnemosyne light", "Adam"))
+    steps = costs[costs.optimizer == LABEL["paced"]].set_index("regime")["× Adam"]
+    light, adam = (time[time.optimizer == name].iloc[0] for name in (LABEL["light"], "Adam"))
     return (
-        f"`paced` holds {held['Mnemosyne paced']} bytes of state per parameter; Adam holds {held['Adam']}. "
-        f"At {light.parameters:,} parameters an update of `light`, the memory inside `paced`, takes "
-        f"{light['ns per parameter']:.0f} ns per parameter; "
+        f"`paced` holds {held[LABEL['paced']]} bytes of state per parameter; Adam holds {held['Adam']}. "
+        f"At {light.parameters:,} parameters an update of `light`, which has a memory as large as that of `paced`, "
+        f"takes {light['ns per parameter']:.0f} ns per parameter; "
         f"Adam's takes {adam['ns per parameter']:.1f} ns (2 CPU cores). "
         f"A whole training step of a small ViT takes {steps['Fig. 5']:.1f} times as long as with Adam when two of its "
         f"three layers are trained, {steps['last layer']:.2f} times when only the last layer is."
@@ -164,20 +167,13 @@ def transfer_means() -> str:
     cell = lambda row, s: f"{row['mean', s]:.2f} [{row['low', s]:.2f}, {row['high', s]:.2f}]"
     found = [
         (
-            f"`{label}`" if label.islower() else label,
+            f"`{name}`",
             cell(row, 200),
             cell(row, 1000),
             f"{row['worst', 1000]:,.{2 if row['worst', 1000] < 100 else 0}f}",
         )
-        for name, label in {
-            "Mnemosyne paced": "paced",
-            "Mnemosyne light": "light",
-            "Mnemosyne": "coordinate",
-            "LSTM": "LSTM",
-            "VeLO, LSTM": "VeLO's, LSTM",
-            "VeLO, CAM": "VeLO's, CAM",
-        }.items()
-        for row in [rows.loc[name]]
+        for name in ("paced", "light", "coordinate", "lstm", "velo_lstm", "velo_cam")
+        for row in [rows.loc[LABEL[name]]]
     ]
     return table(("", "after 200 steps", "after 1,000 steps", "worst network, 1,000 steps"), found)
 
@@ -219,19 +215,11 @@ def gallery() -> str:
     return "\n".join(shown)
 
 
-COLUMNS = {"coordinate": "Mnemosyne", "paced": "Mnemosyne paced", "LSTM": "LSTM", "S4": "S4"}
-
-
 def _labelled(*labels: str) -> dict[str, str]:
-    return {COLUMNS.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
+    return {LABEL.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
 
 
-_TENSORS = {
-    "Mnemosyne tensor-wise": "`tensor`",
-    "Mnemosyne tensor-wise, paced": "`tensor_paced`",
-    "Mnemosyne Super": "`super`",
-    "Mnemosyne Super, paced": "`super_paced`",
-}
+_TENSORS = {LABEL[name]: f"`{name}`" for name in ("tensor", "tensor_paced", "super", "super_paced")}
 
 GENERATED: dict[str, Callable[[], str]] = {
     "headline": headline,

@@ -1,10 +1,10 @@
 """Mnemosyne as an optax transformation (paper §3.4).
 
-    tx = mnemosyne.pretrained("light")  # optax.GradientTransformationExtraArgs
+    tx = from_rule(theta, odd_rule(LIGHT), scale_by_tensor_rms())  # optax.GradientTransformationExtraArgs
 
 is a chain of three parts, each of which can be swapped or used alone:
 
-    zero_nonfinite()  →  scale_by_tensor_rms()  →  scale_by_rule(theta, odd_rule(config))
+    zero_nonfinite()  →  scale_by_tensor_rms()  →  scale_by_rule(theta, odd_rule(LIGHT))
 """
 
 from collections.abc import Callable
@@ -175,7 +175,7 @@ def from_rule(theta: Theta, rule: Rule, prepare: optax.GradientTransformation) -
 
     Returns:
         An `optax.GradientTransformationExtraArgs` over any pytree of floating-point arrays: the chain zero_nonfinite →
-        prepare → scale_by_rule. Its state is `float32`, of fixed size per parameter; updates have the gradients'
+        prepare → scale_by_rule. Its memories are `float32`, of fixed size per parameter; updates have the gradients'
         dtypes and are to be *added* to parameters.
 
     Raises:

@@ -83,7 +83,7 @@ def files_of(name: str) -> list[Path]:
 def _known(name: str, names: list[str]) -> Path:
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"; did you mean {near[0]!r}?" if near else "."
         raise ValueError(f"no weights named {name!r}{hint} There are: {', '.join(names)}.")
     return folder() / f"{name}.safetensors"
 

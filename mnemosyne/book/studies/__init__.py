@@ -2,6 +2,7 @@
 
 from mnemosyne.book.studies import (
     ablation,
+    blocks,
     capacity,
     comparison,
     fine_tuning,
@@ -13,6 +14,7 @@ from mnemosyne.book.studies import (
 
 __all__ = [
     "ablation",
+    "blocks",
     "capacity",
     "comparison",
     "fine_tuning",
