@@ -5,7 +5,7 @@ import numpy as np
 from jaxtyping import Array
 from matplotlib.axes import Axes
 
-from mnemosyne.book.plotting import arrow, box, canvas, chain
+from mnemosyne.book.plotting import COLORS, arrow, box, canvas, chain
 from mnemosyne.book.studies.blocks import Stages
 from mnemosyne.memory.compact import CAMState
 
@@ -126,7 +126,7 @@ def spatial(stages: Stages) -> plt.Figure:
     box(ax, 1.62, 0.65, 0.8, 0.65, "Performer\nand one\ntoken", MADE)
     arrow(ax, (2.42, 0.97), (2.62, 0.97))
     weights = ax.inset_axes([2.9, 0.55, 1.0, 0.85], transform=ax.transData)
-    weights.barh(range(tokens + 1), stages.attention, color="#0b4f8a")
+    weights.barh(range(tokens + 1), stages.attention, color=COLORS["Mnemosyne"])
     weights.set_yticks(range(tokens + 1), ["token", *range(1, tokens + 1)], fontsize=7)
     weights.invert_yaxis()
     weights.set(xticks=[])

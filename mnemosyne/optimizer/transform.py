@@ -65,11 +65,6 @@ def root_mean_squares(tensors: Tensors, g: Array) -> Float[Array, "n"]:
     return largest * jnp.sqrt(tensors.total(unit * unit) / np.maximum(tensors.sizes, 1))
 
 
-def root_mean_square(g: Array) -> Float[Array, ""]:
-    """That of a single tensor."""
-    return root_mean_squares(Tensors([g.shape]), g)[0]
-
-
 class ScaleByTensorRmsState(NamedTuple):
     """One number per tensor."""
 

@@ -34,6 +34,11 @@ class Setting(NamedTuple):
     seeds: tuple[int, ...]  # of meta-training
     steps: int  # on each held-out task
 
+    def networks(self) -> str:
+        """What is meta-trained on and what is measured on, in two lines."""
+        named = lambda tasks: "; ".join(task.name for task in tasks)
+        return f"meta-trained on: {named(self.tasks)}\nmeasured on:     {named(self.held_out)}"
+
 
 def setting(run: Run) -> Setting:
     """The setting of a run's scale: networks of some six hundred parameters, horizons of 100 steps, windows of 20."""

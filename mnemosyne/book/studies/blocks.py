@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from mnemosyne.inner import inner_step
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.contract import queries_and_keys
 from mnemosyne.memory.features import hyperbolic
@@ -27,18 +28,18 @@ def histories(
     task: Task, tx: optax.GradientTransformationExtraArgs, steps: int, key: Array
 ) -> tuple[Params, Params, Params]:
     """Train for some steps: (the parameters at the start, gradients, updates), the latter two [steps …] each."""
+    # The last update stays in the state, where it can be read.
+    last = optax.GradientTransformation(lambda params: params, lambda updates, state, params=None: (updates, updates))
+    watched = optax.named_chain(("optimizer", tx), ("update", last))
 
     @jax.jit
     def course():
         def step(carry, t):
-            params, state = carry
-            batch = task.batch(task.data, jax.random.fold_in(key, t))
-            gradients = jax.grad(task.loss)(params, batch)
-            updates, state = tx.update(gradients, state, params)
-            return (jax.tree.map(jnp.add, params, updates), state), (gradients, updates)
+            carry, _, gradients = inner_step(task, watched, carry, task.batch(task.data, jax.random.fold_in(key, t)))
+            return carry, (gradients, carry[1]["update"])
 
         params = task.init(key)
-        return params, *jax.lax.scan(step, (params, tx.init(params)), jnp.arange(steps))[1]
+        return params, *jax.lax.scan(step, (params, watched.init(params)), jnp.arange(steps))[1]
 
     return course()
 
