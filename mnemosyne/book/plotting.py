@@ -215,12 +215,10 @@ def box(ax: Axes, x: float, y: float, w: float, h: float, text: str, color: str 
     ax.text(x + w / 2, y + h / 2, text, ha="center", va="center", fontsize=7, linespacing=1.35)
 
 
-def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], text: str = "", bend: float = 0.0) -> None:
-    """Draw an arrow, with a label beside its middle."""
+def arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], bend: float = 0.0) -> None:
+    """Draw an arrow, straight or bent."""
     style = {"arrowstyle": "-|>", "mutation_scale": 8, "lw": 0.9, "color": "#345"}
     ax.add_patch(FancyArrowPatch(start, end, connectionstyle=f"arc3,rad={bend}", shrinkA=2, shrinkB=2, **style))
-    if text:
-        ax.text((start[0] + end[0]) / 2, (start[1] + end[1]) / 2 + 0.08, text, ha="center", fontsize=7)
 
 
 def chain(

@@ -408,8 +408,9 @@ def test_plots_draw_every_series():
     assert axes[4].images[0].get_clim() == (-1.0, 1.0)
     _, ax = plotting.canvas(2, 1)
     plotting.box(ax, 0, 0, 1, 1, "box")
-    plotting.arrow(ax, (0, 0), (1, 1), "arrow")
-    assert [t.get_text() for t in ax.texts] == ["box", "arrow"]
+    plotting.arrow(ax, (0, 0), (1, 1))
+    assert [t.get_text() for t in ax.texts] == ["box"]
+    assert len(ax.patches) == 2
     plt.close("all")
 
 
