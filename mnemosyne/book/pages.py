@@ -64,6 +64,7 @@ def headline() -> str:
         f"on {last.tasks} networks that meta-training never saw. The geometric mean is {' and '.join(ratios)} "
         f"(95% intervals over {transfer['seeds']} seeds; over networks the last is [{last.low:.2f}, {last.high:.2f}]). "
         f"After {last.step:,} steps the worst network stands at {last.worst:.2f}. "
+        f"Scale `{SCALE}`: `{transfer['command']}`. "
         f"{diverged} of {runs} runs diverged. {prodigy()}\n"
         f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
         f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
