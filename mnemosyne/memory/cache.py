@@ -31,13 +31,13 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
 
     Args:
         cache: h ≥ 1, the patterns remembered. State is h(d + c + 1) numbers, time O(h(d + c)).
-        discount: λ ≥ 0 per step; 0, the default, is regular attention.
+        discount: λ from 0 to 1 per step; 0, the default, is regular attention.
 
     Returns:
         A `Memory`.
 
     Raises:
-        ValueError: if cache < 1 or discount is not a number ≥ 0.
+        ValueError: if cache < 1 or discount is not a number from 0 to 1.
 
     Numerics: scores are shifted by their largest before they are exponentiated, which is exact.
     """
@@ -49,14 +49,16 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
         return linear_maps(jax.random.split(key, 4)[:3], address, content, out)
 
     def state(shape: tuple, address: int, content: int) -> CacheState:
-        empty = jnp.full((*shape, cache), _EMPTY)
-        return CacheState(jnp.zeros((*shape, cache, address)), jnp.zeros((*shape, cache, content)), empty)
+        empty = jnp.full((*shape, cache), _EMPTY, jnp.float32)
+        return CacheState(
+            jnp.zeros((*shape, cache, address), jnp.float32), jnp.zeros((*shape, cache, content), jnp.float32), empty
+        )
 
     def step(theta: Theta, state: CacheState, address: Array, content: Array) -> tuple[CacheState, Array]:
         check_pattern(theta, address, content)
         q, k = queries_and_keys(theta, address)
         append = lambda old, new, axis: jnp.concatenate([old, new], axis=axis)
-        newest = jnp.zeros((*q.shape[:-1], 1))
+        newest = jnp.zeros((*q.shape[:-1], 1), jnp.float32)
         grown = CacheState(
             append(state.keys, k[..., None, :], -2),
             append(state.contents, content[..., None, :], -2),
@@ -75,7 +77,7 @@ def attention(*, cache: int, discount: float = 0.0) -> Memory:
         age = (t - u).reshape(q.shape[0], *(1,) * (q.ndim - 2), cache + q.shape[0])
         # Written entries of the cache were last weighed one step before the window began.
         before = state.weight + discount * jnp.arange(cache - 1, -1, -1.0).reshape(*(1,) * (q.ndim - 2), -1)
-        written = jnp.concatenate([before, jnp.zeros((*q.shape[1:-1], q.shape[0]))], axis=-1)[None]
+        written = jnp.concatenate([before, jnp.zeros((*q.shape[1:-1], q.shape[0]), jnp.float32)], axis=-1)[None]
         weight = jnp.where((age >= 0) & (age < cache), written - discount * age, _EMPTY)
         weights = jax.nn.softmax(scores + weight, axis=-1)
         return jnp.einsum("t...u,u...c->t...c", weights, in_front(state.contents, content)) @ theta["value"]

@@ -37,7 +37,7 @@ def write(
         state: the memory before.
         phi_k: features of the key.
         content: what to remember under that key.
-        discount: λ ≥ 0 per step, a number and finite; 0 forgets nothing. Under `vmap` it may be one of several.
+        discount: λ from 0 to 1 per step, a number and finite; 0 forgets nothing. Under `vmap` it may be one of several.
 
     Returns:
         The memory after, of the same size.
@@ -80,7 +80,7 @@ def cam(
 
     Args:
         projections: r ≥ 1; the map makes m = r or 2r features of them.
-        discount: λ ≥ 0 per step, 0.1 in the paper (Fig. 14).
+        discount: λ from 0 to 1 per step, 0.1 in the paper (Fig. 14).
         feature_map: φ, hyperbolic in the paper.
         draw: how to draw ω; they are part of θ but never trained.
 
@@ -88,7 +88,7 @@ def cam(
         A `Memory`.
 
     Raises:
-        ValueError: if projections < 1 or discount is not a number ≥ 0; at the first pattern, if it does not fit θ.
+        ValueError: if projections < 1 or discount is not from 0 to 1; at the first pattern, if it does not fit θ.
 
     Numerics: state and sums in float32 whatever the input. Queries are rescaled, which is exact; keys are not, since
     Eq. 4 adds them up. Features of keys with ‖k‖ above about 9 fall below float32's reach and are forgotten, so
@@ -105,7 +105,8 @@ def cam(
     features = feature_map.per_projection * projections
 
     def state(shape: tuple, address: int, content: int) -> CAMState:
-        return CAMState(jnp.zeros((*shape, content, features)), jnp.zeros((*shape, features)))
+        zeros = lambda *size: jnp.zeros((*shape, *size), jnp.float32)
+        return CAMState(zeros(content, features), zeros(features))
 
     def embed(theta: Theta, address: Array) -> tuple[Array, Array]:
         (q, k), omega = queries_and_keys(theta, address), jax.lax.stop_gradient(theta["omega"])
@@ -144,7 +145,7 @@ def attend(
         phi_q: features of the queries.
         phi_k: features of the keys.
         content: what is stored under them.
-        discount: λ ≥ 0 per step.
+        discount: λ from 0 to 1 per step.
 
     Returns:
         What each query recalls, its own pattern included.
@@ -155,7 +156,7 @@ def attend(
     # Padding comes after every real pattern, so that causality alone keeps it out.
     chunked = lambda x: jnp.pad(x, [(0, n * chunk - t)] + [(0, 0)] * (x.ndim - 1)).reshape(n, chunk, *x.shape[1:])
     # Ψ is one more row of N, whose content is always one.
-    rows = chunked(jnp.concatenate([content, jnp.ones((*content.shape[:-1], 1))], axis=-1))
+    rows = chunked(jnp.concatenate([content, jnp.ones((*content.shape[:-1], 1), jnp.float32)], axis=-1))
     phi_q, phi_k = chunked(phi_q), chunked(phi_k)
     along = lambda x: x.reshape(1, chunk, *(1,) * (phi_q.ndim - 2))
 

@@ -1,6 +1,5 @@
 """What every memory fulfils, and the maps of Eq. 2 and the checks that they share."""
 
-import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -26,11 +25,14 @@ class Memory(NamedTuple):
 
 
 def check_memory(discount: float | Scalar, projections: int = 1) -> None:
-    """Raise a ValueError unless λ is a finite number ≥ 0, or one of several in a `vmap`, and r a whole number ≥ 1."""
-    number = isinstance(discount, int | float) and 0 <= discount < math.inf
+    """Raise a ValueError unless λ is a number in [0, 1], or one of several in a `vmap`, and r a whole number ≥ 1."""
+    number = isinstance(discount, int | float) and not isinstance(discount, bool) and 0 <= discount <= 1
     if not number and not (isinstance(discount, jax.core.Tracer) and discount.shape == ()):
-        raise ValueError(f"the discount λ must be one number ≥ 0 per step, got {discount!r}")
-    if not isinstance(projections, int) or projections < 1:
+        raise ValueError(
+            f"the discount λ must be one number from 0 to 1 per step, got {discount!r}. At each step the memory keeps "
+            "e^(−λ) of itself: 0 forgets nothing, 0.1 most of it in some ten steps, and a decay β is λ = −log β"
+        )
+    if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
         raise ValueError(f"a memory needs at least one random projection, got projections = {projections}")
 
 
@@ -47,7 +49,7 @@ def init_with_projections(projections: int, draw: Callable) -> Callable:
 def linear_maps(keys: Sequence[Array] | Array, address: int, content: int, out: int) -> Theta:
     """W_Q, W_K and W_V of Eq. 2."""
     q, k, v = keys
-    value = jax.random.normal(v, (content, out)) / content**0.5
+    value = jax.random.normal(v, (content, out), jnp.float32) / content**0.5
     return {"query": linear_init(q, address, address), "key": linear_init(k, address, address), "value": value}
 
 

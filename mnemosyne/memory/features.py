@@ -216,10 +216,10 @@ def orthogonal_projections(key: Array, r: int, n: int) -> Float[Array, "r n"]:
     """
     _check_sizes(r, n)
     directions_key, norms_key = jax.random.split(key)
-    blocks = jax.random.normal(directions_key, (-(-r // n), n, n))
+    blocks = jax.random.normal(directions_key, (-(-r // n), n, n), jnp.float32)
     # Columns become rows: the same ω as the Q of a QR decomposition with a positive diagonal.
     directions = _gram_schmidt(jnp.swapaxes(blocks, -1, -2)).reshape(-1, n)[:r]
-    norms = jnp.linalg.norm(jax.random.normal(norms_key, (r, n)), axis=-1, keepdims=True)
+    norms = jnp.linalg.norm(jax.random.normal(norms_key, (r, n), jnp.float32), axis=-1, keepdims=True)
     return directions * norms
 
 
@@ -242,7 +242,7 @@ def _gram_schmidt(a: Float[Array, "b n n"]) -> Float[Array, "b n n"]:
 def independent_projections(key: Array, r: int, n: int) -> Float[Array, "r n"]:
     """Draw r independent projections ω_i ~ N(0, I_n): the plain Monte Carlo estimator."""
     _check_sizes(r, n)
-    return jax.random.normal(key, (r, n))
+    return jax.random.normal(key, (r, n), jnp.float32)
 
 
 def _check_sizes(r: int, n: int) -> None:

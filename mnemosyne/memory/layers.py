@@ -9,8 +9,8 @@ from mnemosyne.types import Theta
 
 def linear_init(key: Array, fan_in: int, fan_out: int, gain: float = 1.0) -> Theta:
     """Weights of variance gain²/fan_in and a zero bias."""
-    w = jax.random.normal(key, (fan_in, fan_out)) * gain / fan_in**0.5
-    return {"w": w, "b": jnp.zeros(fan_out)}
+    w = jax.random.normal(key, (fan_in, fan_out), jnp.float32) * gain / fan_in**0.5
+    return {"w": w, "b": jnp.zeros(fan_out, jnp.float32)}
 
 
 def linear(theta: Theta, x: Float[Array, "*s i"]) -> Float[Array, "*s o"]:

@@ -57,13 +57,13 @@ def lstm(*, hidden: int = 20) -> Memory:
             "address": w[:address],
             "content": w[address : address + content],
             "hidden": w[address + content :],
-            "bias": jnp.zeros(4 * hidden).at[hidden : 2 * hidden].set(1.0),
+            "bias": jnp.zeros(4 * hidden, jnp.float32).at[hidden : 2 * hidden].set(1.0),
             "out": linear_init(read_out, hidden, out),
         }
 
     def state(shape: tuple, address: int, content: int) -> LSTMState:
         del address, content
-        return LSTMState(jnp.zeros((*shape, hidden)), jnp.zeros((*shape, hidden)))
+        return LSTMState(jnp.zeros((*shape, hidden), jnp.float32), jnp.zeros((*shape, hidden), jnp.float32))
 
     def step(theta: Theta, state: LSTMState, address: Array, content: Array) -> tuple[LSTMState, Array]:
         _check(theta["address"], theta["content"], address, content)
@@ -135,19 +135,21 @@ def s4(
     def init(key: Array, address: int, content: int, out: int) -> Theta:
         steps, c, skip, read_out = jax.random.split(key, 4)
         d = address + content
-        skips = jax.random.normal(skip, (d,))
-        c_real, c_imag = jax.random.normal(c, (2, d, n)) / 2**0.5
+        skips = jax.random.normal(skip, (d,), jnp.float32)
+        c_real, c_imag = jax.random.normal(c, (2, d, n), jnp.float32) / 2**0.5
         return {
-            "log_decay": jnp.full((d, n), math.log(0.5)),
+            "log_decay": jnp.full((d, n), math.log(0.5), jnp.float32),
             "frequency": jnp.tile(frequencies(n)[None], (d, 1)),
-            "log_delta": jax.random.uniform(steps, (d,), minval=math.log(delta[0]), maxval=math.log(delta[1])),
+            "log_delta": jax.random.uniform(
+                steps, (d,), jnp.float32, minval=math.log(delta[0]), maxval=math.log(delta[1])
+            ),
             "C": {"real": c_real, "imag": c_imag},
             "skip": {"address": skips[:address], "content": skips[address:]},
             "out": linear_init(read_out, d, out),
         }
 
     def empty(shape: tuple, address: int, content: int) -> S4State:
-        zeros = jnp.zeros((*shape, address + content, n))
+        zeros = jnp.zeros((*shape, address + content, n), jnp.float32)
         return S4State(zeros, zeros)
 
     def step(theta: Theta, state: S4State, address: Array, content: Array) -> tuple[S4State, Array]:
@@ -173,7 +175,7 @@ def discretise(theta: Theta) -> tuple[S4State, S4State]:
     x, y = step * re, step * im
     rise = jnp.expm1(x) * jnp.cos(y) - 2.0 * jnp.sin(y / 2) ** 2, jnp.exp(x) * jnp.sin(y)
     size = re**2 + im**2
-    return powers(theta, jnp.ones(())), _times(S4State(re / size, -im / size), S4State(*rise))
+    return powers(theta, jnp.ones((), jnp.float32)), _times(S4State(re / size, -im / size), S4State(*rise))
 
 
 def powers(theta: Theta, t: Float[Array, "*t"]) -> S4State:
@@ -194,7 +196,7 @@ def convolve(theta: Theta, state: S4State, u: Float[Array, "t *s d"]) -> Float[A
     n = -(-t // chunk)
     chunks = jnp.pad(u, [(0, n * chunk - t)] + [(0, 0)] * (u.ndim - 1)).reshape(n, chunk, *u.shape[1:])
     c, (_, take) = S4State(**theta["C"]), discretise(theta)
-    power = powers(theta, jnp.arange(chunk + 1.0))  # Ā^0 .. Ā^chunk, [chunk+1 d n]
+    power = powers(theta, jnp.arange(chunk + 1.0, dtype=jnp.float32))  # Ā^0 .. Ā^chunk, [chunk+1 d n]
     response = _times(take, power)  # Ā^t B̄
     kernel = 2.0 * jnp.sum(_times(c, response).real, axis=-1)  # K_t
     age = jnp.arange(chunk)[:, None] - jnp.arange(chunk)[None, :]

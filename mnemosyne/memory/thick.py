@@ -48,7 +48,7 @@ def thick_cam(
 
     Args:
         projections: r ≥ 1; each slice has m = r features, or 2r for a hyperbolic family.
-        discount: λ ≥ 0 per step.
+        discount: λ from 0 to 1 per step.
         rhos: the grid Ω, each in (0, 1). State and time are proportional to its length, not to t.
         family: ρ → feature map, `favor_plus_plus` or `hyperbolic_plus_plus`.
         draw: how to draw ω, shared by all slices.
@@ -57,7 +57,7 @@ def thick_cam(
         A `Memory` with the same θ as `cam`'s.
 
     Raises:
-        ValueError: if the grid is empty, a ρ is outside (0, 1), projections < 1 or discount is no number ≥ 0.
+        ValueError: if the grid is empty, a ρ is outside (0, 1), projections < 1 or discount is no number from 0 to 1.
 
     Numerics: as `cam`. The choice of a slice is piecewise constant and passes no gradient.
     """
@@ -69,8 +69,9 @@ def thick_cam(
 
     def state(shape: tuple, address: int, content: int) -> ThickState:
         g = len(rhos)
-        slices = CAMState(jnp.zeros((*shape, g, content, features)), jnp.zeros((*shape, g, features)))
-        return ThickState(slices, CAMState(jnp.zeros((*shape, address + 1, 1)), jnp.zeros((*shape, 1))))
+        zeros = lambda *size: jnp.zeros((*shape, *size), jnp.float32)
+        slices = CAMState(zeros(g, content, features), zeros(g, features))
+        return ThickState(slices, CAMState(zeros(address + 1, 1), zeros(1)))
 
     def embed(theta: Theta, address: Array) -> tuple[Array, Array, Array, Array]:
         (q, k), omega = queries_and_keys(theta, address), jax.lax.stop_gradient(theta["omega"])
@@ -81,7 +82,7 @@ def thick_cam(
     def step(theta: Theta, state: ThickState, address: Array, content: Array) -> tuple[ThickState, Array]:
         check_pattern(theta, address, content)
         q, key, phi_q, phi_k = embed(theta, address)
-        one = jnp.ones((*q.shape[:-1], 1))
+        one = jnp.ones((*q.shape[:-1], 1), jnp.float32)
         state = ThickState(
             write(state.slices, phi_k, _copies(content, len(rhos)), discount), write(state.keys, one, key, discount)
         )
@@ -91,7 +92,7 @@ def thick_cam(
     def window(theta: Theta, state: ThickState, address: Array, content: Array) -> Array:
         check_pattern(theta, address, content)
         q, key, phi_q, phi_k = embed(theta, address)
-        one = jnp.ones((*q.shape[:-1], 1))
+        one = jnp.ones((*q.shape[:-1], 1), jnp.float32)
         i = nearest_slice(q, attend(state.keys, one, one, key, discount), rhos)
         return _pick(attend(state.slices, phi_q, phi_k, _copies(content, len(rhos)), discount), i) @ theta["value"]
 
@@ -102,7 +103,7 @@ def nearest_slice(q: Float[Array, "*s n"], means: Float[Array, "*s k"], rhos: tu
     """Index of the ρ nearest to Eq. 11's for queries q and the means of (k, ‖k‖²), k = n + 1 numbers."""
     s = jnp.sum(q * q, -1) + means[..., -1] + 2.0 * jnp.sum(q * means[..., :-1], -1)
     rho = best_rho(jax.lax.stop_gradient(s), q.shape[-1])[..., None]
-    return jnp.argmin(jnp.abs(rho - jnp.array(rhos).reshape(*(1,) * (rho.ndim - 1), -1)), axis=-1)
+    return jnp.argmin(jnp.abs(rho - jnp.array(rhos, jnp.float32).reshape(*(1,) * (rho.ndim - 1), -1)), axis=-1)
 
 
 def _copies(content: Float[Array, "*s c"], g: int) -> Float[Array, "*s g c"]:

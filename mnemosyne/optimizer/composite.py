@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from mnemosyne.optimizer.transform import for_any_network
 from mnemosyne.types import Learned, Params, Theta
 
 
@@ -71,9 +72,12 @@ def hybrid(matrices: optax.GradientTransformation, rate: float = 1e-3) -> optax.
         rate: Adam's learning rate, the paper's by default.
 
     Returns:
-        A transformation; its state's fields are those of the two under the names "matrix" and "vector".
+        A transformation; its state's fields are those of the two under the names "matrix" and "vector". Layers that
+        are stacked in one array are taken apart by `stacked.stacked`.
     """
-    return optax.partition({"matrix": matrices, "vector": optax.adam(rate)}, by_rank)
+    # Under the root as good as nothing, yet it keeps a meta-gradient finite where a gradient is zero.
+    adam = optax.adam(rate, eps_root=1e-30)
+    return for_any_network(optax.partition({"matrix": matrices, "vector": adam}, by_rank))
 
 
 def by_rank(params: Params) -> Params:

@@ -86,8 +86,8 @@ def odd_rule(config: Config, memory: Memory | None = None, represent: Callable =
 def embed_init(key: Array, d: int) -> Theta:
     """Random weights and, for the even stream, random biases, so that magnitudes are told apart at once."""
     even_key, bias_key, odd_key = jax.random.split(key, 3)
-    even = {"w": jax.random.normal(even_key, (1, d)), "b": jax.random.normal(bias_key, (d,))}
-    return {"even": even, "odd": jax.random.normal(odd_key, (2, d))}
+    even = {"w": jax.random.normal(even_key, (1, d), jnp.float32), "b": jax.random.normal(bias_key, (d,), jnp.float32)}
+    return {"even": even, "odd": jax.random.normal(odd_key, (2, d), jnp.float32)}
 
 
 def encoder_init(key: Array, config: Config, memory: Memory, content: int) -> Theta:
@@ -99,7 +99,7 @@ def encoder_init(key: Array, config: Config, memory: Memory, content: int) -> Th
         "up": linear_init(up, 2 * d, width),
         "down": linear_init(down, width, d),
         "gate": linear_init(gate, width, d, gain=0.5),
-        "odd": jax.random.normal(odd, (d, d)) / d**0.5,
+        "odd": jax.random.normal(odd, (d, d), jnp.float32) / d**0.5,
     }
 
 
@@ -117,7 +117,7 @@ def head_init(key: Array, d: int) -> Theta:
     gate_key, out_key = jax.random.split(key)
     return {
         "gate": linear_init(gate_key, d, d, gain=0.1),
-        "out": 0.1 * jax.random.normal(out_key, (d,)) / d**0.5,
+        "out": 0.1 * jax.random.normal(out_key, (d,), jnp.float32) / d**0.5,
     }
 
 

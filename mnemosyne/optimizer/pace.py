@@ -21,8 +21,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from mnemosyne.optimizer.packing import Tensors, cut, in_batches
-from mnemosyne.optimizer.transform import root_mean_squares, zero_nonfinite
+from mnemosyne.optimizer.packing import Tensors, in_batches
+from mnemosyne.optimizer.transform import for_any_network, in_float32, root, root_mean_squares
 from mnemosyne.types import Learned, Params, State, Theta
 
 FEATURES = (
@@ -48,17 +48,17 @@ class PaceState(NamedTuple):
     direction: State  # of the direction's optimizer
     count: Int[Array, ""]  # int32, steps taken
     step: Params  # tree of arrays, the last update
-    agreement: Params  # tree of float32 [2], running cosines over 10 and 50 steps
-    size: Params  # tree of float32 [3], running gradient sizes over 10 and 100 steps, and the latter's maximum
-    course: Params  # tree of float32 scalars, the integral
-    start: Params  # tree of float32 scalars, see `starts`
+    agreement: Float[Array, "n 2"]  # float32, running cosines over 10 and 50 steps, tensors in the leaves' order
+    size: Float[Array, "n 3"]  # float32, running gradient sizes over 10 and 100 steps, and the latter's maximum
+    course: Float[Array, "n"]  # float32, the integral
+    start: Float[Array, "n"]  # float32, see `starts`
 
 
 def pace_init(key: Array) -> Theta:
     """The law before the search: a slow decay, (1 + t)^{−1/5}, and the integral."""
     del key
-    w = jnp.zeros(len(FEATURES)).at[FEATURES.index("time")].set(-0.8).at[FEATURES.index("course")].set(1.0)
-    return {"w": w, "b": jnp.zeros(()), "target": jnp.zeros(())}
+    w = jnp.zeros(len(FEATURES), jnp.float32).at[FEATURES.index("time")].set(-0.8).at[FEATURES.index("course")].set(1.0)
+    return {"w": w, "b": jnp.zeros((), jnp.float32), "target": jnp.zeros((), jnp.float32)}
 
 
 def features(
@@ -86,32 +86,30 @@ def features(
     return jnp.stack(seen)
 
 
-def starts(params: Params) -> Params:
+def starts(params: Params) -> Float[Array, "n"]:
     """The scale of each tensor: of a matrix its root-mean-square; of all else, and of a zero one, the matrices'.
 
     A gain starts at one and a bias at zero, which says nothing of how far either should go. In a tree without
     matrices every tensor counts as one; where all is zero the scale is 0.1.
     """
-    leaves, tree = jax.tree.flatten(params)
+    leaves = jax.tree.leaves(in_float32(params))
     if not leaves:
-        return params
-    sizes_of = lambda tensors, elements, _: ([], [root_mean_squares(tensors, elements[0].astype(jnp.float32))])
-    zeros = [jnp.zeros((), jnp.float32)] * len(leaves)
-    own = jnp.stack(in_batches(sizes_of, [leaves], [zeros])[1][0])
+        return jnp.zeros(0, jnp.float32)
+    sizes_of = lambda tensors, elements, _: ([], [root_mean_squares(tensors, elements[0])])
+    own = in_batches(sizes_of, [leaves], [jnp.zeros(len(leaves), jnp.float32)])[1][0]
     matrix = np.array([jnp.ndim(p) > 1 for p in leaves])
     known = (own > 0) & (matrix if matrix.any() else True)
     sizes = jnp.where(known, jnp.array([jnp.size(p) for p in leaves], jnp.float32), 0.0)
     largest = jnp.maximum(jnp.max(jnp.where(known, own, 0.0)), 1e-30)
-    others = largest * jnp.sqrt(jnp.sum(sizes * (own / largest) ** 2) / jnp.maximum(jnp.sum(sizes), 1.0))
-    scales = jnp.where(known, own, jnp.where(jnp.any(known), others, 0.1))
-    return tree.unflatten(cut(scales, [()] * len(leaves)))
+    others = largest * root(jnp.sum(sizes * (own / largest) ** 2) / jnp.maximum(jnp.sum(sizes), 1.0))
+    return jnp.where(known, own, jnp.where(jnp.any(known), others, 0.1))
 
 
 def watch(
     t: Float[Array, ""], rms: Float[Array, ""], cosine: Float[Array, ""], agreement: Array, size: Array
 ) -> tuple[Float[Array, "2"], Float[Array, "3"]]:
     """Update one tensor's running numbers with its gradient's size and cosine: (agreement, size)."""
-    keep = jnp.array([0.9, 0.98])
+    keep = jnp.array([0.9, 0.98], jnp.float32)
     agreement = keep * agreement + (1.0 - keep) * cosine
     short, long = 0.9 * size[0] + 0.1 * rms, 0.99 * size[1] + 0.01 * rms
     return agreement, jnp.stack([short, long, jnp.maximum(size[2], long / (1.0 - 0.99**t))])
@@ -142,8 +140,8 @@ def at_pace(
 
     def init(params: Params) -> PaceState:
         inner = direction.init(params)
-        numbers = lambda *shape: jax.tree.map(lambda _: jnp.zeros(shape, jnp.float32), params)
-        step = jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), step_dtype), params)
+        numbers = lambda *shape: jnp.zeros((len(jax.tree.leaves(params)), *shape), jnp.float32)
+        step = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=step_dtype), params)
         return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), starts(params))
 
     def law(t, rms, cosine, agreement, size, course, start, vector, extent):
@@ -166,7 +164,7 @@ def at_pace(
             laws = jax.vmap(partial(law, count.astype(jnp.float32)))
             pace, *numbers = laws(*seen, *numbers, vector, extent)
             step = tensors.spread(pace) * way
-            return [step.astype(elements[0].dtype), elements[1], step.astype(step_dtype)], numbers
+            return [step, elements[1], step], numbers
 
         numbers = [state.agreement, state.size, state.course, state.start]
         (moved, _, kept), after = in_batches(advance, [steps, updates, state.step], numbers)
@@ -183,11 +181,11 @@ def paced(direction: Learned, step_dtype: DTypeLike = jnp.float32) -> Learned:
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
         steps = direction.make(theta["direction"])
-        return optax.chain(zero_nonfinite(), at_pace(theta["pace"], steps, step_dtype))
+        return for_any_network(at_pace(theta["pace"], steps, step_dtype))
 
     return Learned(init, make)
 
 
 def pace_over(direction: optax.GradientTransformation) -> Learned:
     """The law alone, over a direction that is given."""
-    return Learned(pace_init, lambda theta: optax.chain(zero_nonfinite(), at_pace(theta, direction)))
+    return Learned(pace_init, lambda theta: for_any_network(at_pace(theta, direction)))

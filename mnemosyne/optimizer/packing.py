@@ -3,7 +3,7 @@
 A network has few large tensors and many small ones. Small ones are laid end to end, and what is asked of each of them
 is a sum over a part of the whole:
 
-    (steps,), (sizes,) = in_batches(step, [gradients], [sizes])  # trees in, trees out
+    (steps,), (sizes,) = in_batches(step, [gradients], [sizes])  # a tree and an array [n] in, the same out
 
 where step(tensors, [g], [size]) sees g of one large tensor or, of n small ones, g [p] and their sizes [n].
 """
@@ -11,12 +11,13 @@ where step(tensors, [g], [size]) sees g of one large tensor or, of n small ones,
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 from mnemosyne.types import Params, State
@@ -60,44 +61,57 @@ class Tensors:
 def in_batches(
     step: Callable[[Tensors, list[Array], list[Array]], tuple[list[Array], list[Array]]],
     elements: Sequence[Params],
-    numbers: Sequence[Params] = (),
+    numbers: Sequence[Array] = (),
     together: int | float | None = None,
-    extent: Callable[[tuple], tuple] = lambda shape: (),
-) -> tuple[list[Params], list[Params]]:
+    rows: Sequence[int] | None = None,
+) -> tuple[list[Params], list[Array]]:
     """Take a step of every tensor, of several small ones in one call.
 
     Args:
         step: (tensors, elements, numbers) → new ones, of as many of the first of either as there are.
         elements: trees of arrays [*shape …], joined to [p …]; the first one's shapes are the tensors'.
-        numbers: trees of arrays [*extent …], joined to [n …].
+        numbers: arrays [n …] with a row for each tensor, in the order of the tree's leaves.
         together: tensors below so many elements share a call; `SMALL` by default.
-        extent: a tensor's shape → that of its numbers; () if there is one for each tensor.
+        rows: how many rows of `numbers` belong to each tensor; one by default.
 
     Returns:
-        (elements, numbers), the new ones in the place of the old.
+        (elements, numbers), the new ones in the place of the old and of their dtypes.
     """
     first, tree = jax.tree.flatten(elements[0])
-    fields = [[list(tree.flatten_up_to(f)) for f in group] for group in (elements, numbers)]
-    after = [[list(f) for f in group] for group in fields]
-    for batch in batches(first, SMALL if together is None else together):
+    fields = [list(tree.flatten_up_to(f)) for f in elements]
+    after, parts = [list(f) for f in fields], [[] for _ in numbers]
+    ends = np.cumsum(np.ones(len(first), int) if rows is None else np.asarray(rows, int))
+    apart = [any(is_sharded(f[i]) for f in fields) for i in range(len(first))]
+    order = batches(first, apart, SMALL if together is None else together)
+    places = [np.concatenate([np.arange(ends[i - 1] if i else 0, ends[i]) for i in batch]) for batch in order]
+    for batch, place in zip(order, places, strict=True):
         tensors = Tensors([first[i].shape for i in batch])
-        places = tensors.shapes, [extent(shape) for shape in tensors.shapes]
-        joined = [
-            [put([f[i] for i in batch], shapes) for f in group]
-            for put, shapes, group in zip((join, lay), places, fields, strict=True)
-        ]
-        for take, shapes, group, new in zip((split, cut), places, after, step(tensors, *joined), strict=True):
-            for field, x in zip(group, new, strict=False):
-                for i, part in zip(batch, take(x, shapes), strict=True):
-                    field[i] = part
-    return tuple([tree.unflatten(f) for f in group] for group in after)
+        joined = [join([f[i] for i in batch], tensors.shapes) for f in fields]
+        moved, seen = step(tensors, joined, [pick(x, place) for x in numbers])
+        for field, x in zip(after, moved, strict=False):
+            for i, part in zip(batch, split(x, tensors.shapes), strict=True):
+                field[i] = part.astype(field[i].dtype)
+        for known, x in zip(parts, seen, strict=False):
+            known.append(x)
+    back = np.argsort(np.concatenate(places)) if places else np.zeros(0, int)
+    pairs = zip(parts, numbers, strict=True)
+    in_order = [pick(jnp.concatenate(known), back).astype(x.dtype) if known else x for known, x in pairs]
+    return [tree.unflatten(f) for f in after], in_order
+
+
+def pick(x: Array, places: np.ndarray) -> Array:
+    """Rows of x, each once."""
+    if len(places) == len(x) and (places == np.arange(len(x))).all():
+        return x
+    return x.at[places.astype(np.uint32)].get(mode="promise_in_bounds", unique_indices=True)
 
 
 class BatchesState(NamedTuple):
-    """The memory of a single element, with a tree of arrays in the place of each array.
+    """The memory of a single element, with more in the place of each array.
 
-    Each such tree has the parameters' structure. Of a coordinate-wise rule each array has the parameter's shape in
-    front, so that a sharding of the parameters is a sharding of the state.
+    Of a rule for each coordinate there is a tree like the parameters' whose arrays have the parameter's shape in front,
+    so that a sharding of the parameters is a sharding of the state. Of a rule for each tensor there is one array, with
+    a row for each meta-token of all tensors in the order of their leaves.
     """
 
     memory: State
@@ -105,55 +119,98 @@ class BatchesState(NamedTuple):
 
 def scale_by_batches(
     state: Callable[[tuple], State],
-    extent: Callable[[tuple], tuple] | None,
     step: Callable[[Tensors, State, Array], tuple[State, Array]],
-    together: int | float | None = None,
 ) -> optax.GradientTransformation:
-    """Keep a memory beside every tensor, and take the steps of several tensors in one call.
+    """Keep a memory beside every element, and take the steps of several small tensors in one call.
 
     Args:
         state: *s → an empty memory of that shape.
-        extent: a tensor's shape → the shape *s of its memory; None if that is the tensor's.
         step: (tensors, memories joined end to end, gradients likewise) → (memories, updates).
-        together: tensors below so many elements share one call; `SMALL` by default.
 
     Returns:
-        A transformation whose state is a `BatchesState`.
+        A transformation whose state is a `BatchesState`; its memories are float32.
     """
-    inner = jax.tree.structure(jax.eval_shape(lambda: state(())))
-    place = extent or (lambda shape: shape)
+    single = jax.eval_shape(lambda: state(()))
+    inner = jax.tree.structure(single)
 
     def init(params: Params) -> BatchesState:
-        def field(i):
-            return jax.tree.map(lambda p: jax.tree.leaves(state(place(jnp.shape(p))))[i], params)
-
-        return BatchesState(memory=inner.unflatten([field(i) for i in range(inner.num_leaves)]))
+        empty = jax.tree.leaves(state(()))
+        return BatchesState(inner.unflatten([jax.tree.map(lambda p, x=x: beside(p, x), params) for x in empty]))
 
     def move(tensors: Tensors, elements: list[Array], numbers: list[Array]) -> tuple[list[Array], list[Array]]:
-        gradient, *fields = [*elements, *numbers]
+        gradient, *fields = elements
         memory, moved = step(tensors, inner.unflatten(fields), gradient)
-        fields = inner.flatten_up_to(memory)
-        return ([moved, *fields], []) if extent is None else ([moved], fields)
+        return [moved, *inner.flatten_up_to(memory)], numbers
 
     def update(updates, state, params=None):
         del params
-        fields = inner.flatten_up_to(state.memory)
-        if extent is None:
-            (steps, *fields), _ = in_batches(move, [updates, *fields], [], together)
-        else:
-            (steps,), fields = in_batches(move, [updates], fields, together, extent)
+        (steps, *fields), _ = in_batches(move, [updates, *inner.flatten_up_to(state.memory)])
         return steps, BatchesState(inner.unflatten(fields))
 
     return optax.GradientTransformation(init, update)
 
 
-def batches(tensors: list[Array], together: int | float) -> list[list[int]]:
-    """Which tensors go through a step in one call: each large one alone, all small ones of a dtype together."""
-    small: dict[Any, list[int]] = {}
-    for i, t in enumerate(tensors):
-        if t.size < together:
-            small.setdefault(jnp.result_type(t), []).append(i)
-    return [[i] for i, t in enumerate(tensors) if t.size >= together] + list(small.values())
+def scale_by_rows(
+    state: Callable[[tuple], State],
+    extent: Callable[[tuple], int],
+    step: Callable[[Tensors, State, Array], tuple[State, Array]],
+) -> optax.GradientTransformation:
+    """Keep a few memories for every tensor, and take the steps of all tensors in one call.
+
+    Args:
+        state: *s → an empty memory of that shape.
+        extent: a tensor's shape → how many memories it has.
+        step: (tensors, memories of all tensors [n …], gradients end to end) → (memories, updates).
+
+    Returns:
+        A transformation whose state is a `BatchesState`; its memories are float32. Gradients that are sharded are
+        gathered, updates are sharded as they were.
+    """
+    inner = jax.tree.structure(jax.eval_shape(lambda: state(())))
+
+    def init(params: Params) -> BatchesState:
+        return BatchesState(state((sum(extent(jnp.shape(p)) for p in jax.tree.leaves(params)),)))
+
+    def move(tensors: Tensors, elements: list[Array], numbers: list[Array]) -> tuple[list[Array], list[Array]]:
+        memory, moved = step(tensors, inner.unflatten(numbers), elements[0])
+        return [moved], inner.flatten_up_to(memory)
+
+    def update(updates, state, params=None):
+        del params
+        rows = [extent(g.shape) for g in jax.tree.leaves(updates)]
+        whole = jax.tree.map(gathered, updates)
+        (steps,), fields = in_batches(move, [whole], inner.flatten_up_to(state.memory), math.inf, rows)
+        return jax.tree.map(sharded_as, steps, updates), BatchesState(inner.unflatten(fields))
+
+    return optax.GradientTransformation(init, update)
+
+
+def beside(p: Array, x: Array) -> Array:
+    """x for every element of p: [*p *x], sharded as p where shardings are part of types."""
+    rank = jnp.ndim(p)
+    return jnp.zeros_like(p, dtype=x.dtype).reshape(*jnp.shape(p), *(1,) * x.ndim) + x.reshape(*(1,) * rank, *x.shape)
+
+
+def is_sharded(x: Array) -> bool:
+    """Whether a sharding over some axis is part of the array's type, as on a mesh with explicit axes."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
+
+
+def gathered(x: Array) -> Array:
+    """The same array, whole on every device."""
+    return jax.sharding.reshard(x, jax.typeof(x).sharding.update(spec=PartitionSpec())) if is_sharded(x) else x
+
+
+def sharded_as(x: Array, like: Array) -> Array:
+    """x with the sharding that is part of another array's type."""
+    return jax.sharding.reshard(x, jax.typeof(like).sharding) if is_sharded(like) else x
+
+
+def batches(tensors: list[Array], apart: list[bool], together: int | float) -> list[list[int]]:
+    """Which tensors go through a step in one call: each large one and each to stay apart alone, all others together."""
+    alone = [t.size >= together or own for t, own in zip(tensors, apart, strict=True)]
+    small = [i for i, large in enumerate(alone) if not large]
+    return [[i] for i, large in enumerate(alone) if large] + ([small] if small else [])
 
 
 def join(arrays: list[Array], shapes: Sequence[tuple]) -> Array:

@@ -1,5 +1,6 @@
 """What a learned update rule is: its sizes, its contract, and what it sees of a gradient."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mnemosyne.memory.contract import check_memory
 from mnemosyne.types import State, Theta
 
 
@@ -21,6 +23,17 @@ class Config:
     feedforward: int = 32  # width of the gated layer after each memory; not stated in the paper
     magnitude: float = 10.0  # p of the preprocessing of Andrychowicz et al. 2016
     output_scale: float = 1e-2  # factor on the head's output; not stated in the paper
+
+    def __post_init__(self):
+        for name in ("hidden", "projections", "encoders", "feedforward"):
+            size = getattr(self, name)
+            if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+                raise ValueError(f"{name} must be a whole number ≥ 1, got {size!r}")
+        check_memory(self.discount, self.projections)
+        for name in ("magnitude", "output_scale"):
+            number = getattr(self, name)
+            if not isinstance(number, int | float) or not 0 < number < math.inf:
+                raise ValueError(f"{name} must be a finite number > 0, got {number!r}")
 
 
 COORDINATE = Config()

@@ -63,7 +63,10 @@ def summary_init(key: Array, config: Config) -> Theta:
     """Weights of one pooling: an encoder, and the token whose encoding stands for a chunk."""
     token, encoder = jax.random.split(key)
     memory = cam(projections=config.projections)
-    return {"token": jax.random.normal(token, (config.hidden,)), "encoder": encoder_init(encoder, config, memory)}
+    return {
+        "token": jax.random.normal(token, (config.hidden,), jnp.float32),
+        "encoder": encoder_init(encoder, config, memory),
+    }
 
 
 def summarise(theta: Theta, tokens: Float[Array, "n d"], count: Int[Array, ""]) -> Float[Array, "d"]:

@@ -18,12 +18,12 @@ from jaxtyping import Array, Float
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.contract import Memory
 from mnemosyne.memory.layers import layer_norm, linear, linear_init
-from mnemosyne.optimizer.packing import Tensors, join, scale_by_batches, split
+from mnemosyne.optimizer.packing import Tensors, join, scale_by_rows, split
 from mnemosyne.optimizer.paper import encoder_init, remember, two_inputs
 from mnemosyne.optimizer.rule import COORDINATE, Config
 from mnemosyne.optimizer.spatial import cut, in_blocks, metatokens, pool, pool_hierarchically, summary_init
-from mnemosyne.optimizer.transform import check_tree, checked, scale_by_tensor_rms
-from mnemosyne.types import Learned, Params, State, Theta
+from mnemosyne.optimizer.transform import for_any_network, scale_by_tensor_rms
+from mnemosyne.types import Learned, State, Theta
 
 
 def tensorwise(
@@ -53,8 +53,7 @@ def tensorwise(
         meta-tokens: permuting any of these permutes the update, moving elements from chunk to chunk does not.
 
     Raises:
-        ValueError: if length or levels is too small; from the optimizer as `from_rule`, but of gradients'
-            shapes only those are noticed that change a number of meta-tokens.
+        ValueError: if length or levels is too small; from the optimizer as `from_rule`.
 
     Numerics: float32 memories, updates in the gradients' dtypes. All tensors pass in one program, in blocks of
     `spatial.BLOCK` elements, so that beside a few copies of the gradients the working memory does not grow with them.
@@ -86,8 +85,8 @@ def tensorwise(
     def state(shape: tuple) -> State:
         return tuple(memory.state(shape, d, d) for _ in range(config.encoders))
 
-    def extent(shape: tuple) -> tuple:
-        return (metatokens(math.prod(shape), length, levels),)
+    def extent(shape: tuple) -> int:
+        return metatokens(math.prod(shape), length, levels)
 
     def step(theta: Theta, tensors: Tensors, state: State, g: Array) -> tuple[State, Array]:
         see = lambda g: represent(g, config.magnitude)
@@ -100,12 +99,7 @@ def tensorwise(
         return state, join([u.reshape(s) for u, s in zip(moved, tensors.shapes, strict=True)], tensors.shapes)
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
-        kernel = scale_by_batches(state, extent, partial(step, theta), together=math.inf)
-        return checked(
-            kernel,
-            prepare or scale_by_tensor_rms(),
-            lambda updates, memory: check_extents(updates, memory, state(()), extent),
-        )
+        return for_any_network(prepare or scale_by_tensor_rms(), scale_by_rows(state, extent, partial(step, theta)))
 
     return Learned(init, make)
 
@@ -125,16 +119,3 @@ def in_chunks(f: Callable, tensors: list[Array], codes: list[Array], length: int
     counts = np.cumsum([len(c) for c in chunks])[:-1]
     out = in_blocks(f, length, jnp.concatenate(chunks), jnp.concatenate(spread))
     return [o.reshape(-1)[: len(x)] for o, x in zip(jnp.split(out, counts), tensors, strict=True)]
-
-
-def check_extents(updates: Params, memory: State, single: State, extent: Callable[[tuple], tuple]) -> None:
-    """Raise a ValueError unless gradients have the tree and the numbers of meta-tokens that the state was made for."""
-    tree = check_tree(updates, memory, single)
-    pairs = zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(tree), strict=True)
-    for (path, g), m in pairs:
-        (wanted,) = extent(jnp.shape(g))
-        if wanted != len(m):
-            raise ValueError(
-                f"the gradient at {jax.tree_util.keystr(path)} has shape {jnp.shape(g)} and so {wanted} meta-tokens, "
-                f"but its parameter had {len(m)} when the optimizer's state was initialised"
-            )

@@ -43,9 +43,8 @@ def zero_nonfinite() -> optax.GradientTransformation:
 
     def update(updates, state, params=None):
         del params
-        none = jax.tree.map(lambda _: jnp.zeros((), bool), updates)
+        none = jnp.zeros(len(jax.tree.leaves(updates)), bool)
         (cleaned,), (bad,) = in_batches(clean, [updates], [none])
-        bad = jnp.array(jax.tree.leaves(bad), bool)
         return cleaned, ZeroNonfiniteState(steps=state.steps + jnp.any(bad).astype(jnp.int32))
 
     def clean(tensors, elements, none):
@@ -62,14 +61,19 @@ def root_mean_squares(tensors: Tensors, g: Array) -> Float[Array, "n"]:
     # The reciprocal of a very large number would be flushed to zero.
     shrink = jnp.where(largest > 1.0, 2.0**-10, 1.0)
     unit = tensors.spread(shrink) * g / tensors.spread(jnp.where(largest > 0, shrink * largest, 1.0))
-    return largest * jnp.sqrt(tensors.total(unit * unit) / np.maximum(tensors.sizes, 1))
+    return largest * root(tensors.total(unit * unit) / np.maximum(tensors.sizes, 1))
+
+
+def root(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
+    """√x of x ≥ 0, with the derivative 0 at 0, where that of √ is infinite: 0 · ∞ in a meta-gradient is NaN."""
+    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
 
 
 class ScaleByTensorRmsState(NamedTuple):
     """One number per tensor."""
 
     count: Int[Array, ""]  # int32
-    size: Params  # tree of float32 scalars: running mean of each tensor's gradient root-mean-square
+    size: Float[Array, "n"]  # float32, running mean of each tensor's gradient root-mean-square, in the leaves' order
 
 
 def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.GradientTransformation:
@@ -97,7 +101,7 @@ def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.G
         raise ValueError(f"decay must lie in [0, 1), got {decay}")
 
     def init(params: Params) -> ScaleByTensorRmsState:
-        size = jax.tree.map(lambda _: jnp.zeros((), jnp.float32), params)
+        size = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
         return ScaleByTensorRmsState(count=jnp.zeros((), jnp.int32), size=size)
 
     def update(updates, state, params=None):
@@ -111,7 +115,7 @@ def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.G
             typical = tensors.spread(jnp.where(size > 0, size / unbias, 1.0))
             return [jnp.clip(g / typical, -limit, limit)], [size]
 
-        (updates,), (size,) = in_batches(scale, [updates], [state.size])
+        (updates,), (size,) = in_batches(scale, [in_float32(updates)], [state.size])
         return updates, ScaleByTensorRmsState(count, size)
 
     return optax.GradientTransformation(init, update)
@@ -126,7 +130,6 @@ def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
     Numerics: elements whose size stays below a thousandth of their tensor's are not raised to one.
     """
     own = optax.scale_by_rms(decay, eps=1e-6, bias_correction=True)
-    in_float32 = lambda params: jax.tree.map(lambda p: jnp.zeros(jnp.shape(p), jnp.float32), params)
 
     def update(updates, state, params=None):
         del params
@@ -154,7 +157,7 @@ def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:
         A transformation. Updates are float32 and are to be *added* to parameters.
     """
 
-    return scale_by_batches(rule.state, None, lambda tensors, memory, g: rule.step(theta, memory, g))
+    return scale_by_batches(rule.state, lambda tensors, memory, g: rule.step(theta, memory, g))
 
 
 def from_rule(theta: Theta, rule: Rule, prepare: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
@@ -188,47 +191,95 @@ def from_rule(theta: Theta, rule: Rule, prepare: optax.GradientTransformation) -
         updates, state = tx.update(grads, state)
     """
     check_theta(theta, rule.init, "this rule")
-    single = jax.eval_shape(lambda: rule.state(()))
-    return checked(scale_by_rule(theta, rule), prepare, lambda updates, memory: _check_alike(updates, memory, single))
+    return for_any_network(prepare, scale_by_rule(theta, rule))
 
 
-def checked(
-    kernel: optax.GradientTransformation,
-    prepare: optax.GradientTransformation,
-    check: Callable[[Params, State], None],
-) -> optax.GradientTransformationExtraArgs:
-    """Make an optimizer for any network of a kernel that wants finite, prepared gradients.
+@jax.tree_util.register_static
+class Layout(NamedTuple):
+    """Which arrays an optimizer was initialised for; static, without any array of its own.
+
+    That of no array at all goes with any other, since `optax.tree_map_params` initialises an optimizer with nothing.
+    """
+
+    names: tuple[str, ...]  # paths in the tree
+    shapes: tuple[tuple[int, ...], ...]
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == tuple(other) or not (self.names and other.names)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return 0
+
+
+class NetworkState(NamedTuple):
+    """The state of an optimizer made by `for_any_network`."""
+
+    layout: Layout
+    parts: State  # of the chain
+
+
+def for_any_network(*parts: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer for any network of a chain of transformations that want finite gradients in float32.
 
     Args:
-        kernel: what turns prepared gradients into updates, made by `packing.scale_by_batches`.
-        prepare: what gradients go through first.
-        check: (gradients, memory) → raises a ValueError where they do not belong together.
+        parts: the chain. It is initialised with parameters in float32, and gets gradients in float32 in which zeros
+            stand for what is not finite.
 
     Returns:
-        The chain zero_nonfinite → prepare → kernel; updates have the gradients' dtypes.
+        The chain zero_nonfinite → parts; updates have the gradients' dtypes. Gradients of float64 beyond the range of
+        float32 count as its largest number.
 
     Raises:
-        ValueError: at `init`, if a parameter is not a floating-point array; at `update`, as `check` does.
+        ValueError: at `init`, if a parameter is not a floating-point array; at `update`, if a gradient is not or has
+            another path or shape than its parameter had, or if the state was made by another optimizer.
     """
-    chain = optax.chain(zero_nonfinite(), prepare, kernel)
+    chain = optax.with_extra_args_support(optax.chain(zero_nonfinite(), *parts))
 
-    def init(params: Params):
+    def init(params: Params) -> NetworkState:
         _check_floating(params)
-        return chain.init(params)
+        return NetworkState(layout_of(params), chain.init(in_float32(params)))
 
     def update(updates, state, params=None, **extra):
-        del extra
-        check(updates, memory_of(state))
-        steps, state = chain.update(updates, state, params)
-        return jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), steps, updates), state
+        _check_floating(updates)
+        _check_state(state, updates, init)
+        steps, after = chain.update(in_float32(updates), state.parts, params, **extra)
+        steps = jax.tree.map(lambda u, g: u.astype(jnp.result_type(g)), steps, updates)
+        return steps, NetworkState(state.layout, keep_dtypes(after, state.parts))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def memory_of(state: State) -> State:
-    """What the memories of an optimizer made by `checked` hold, from its state."""
-    (found,) = (part.memory for part in state if isinstance(part, BatchesState))
+def memory_of(state: NetworkState) -> State:
+    """What the memories of an optimizer made by `for_any_network` hold, from its state."""
+    (found,) = (part.memory for part in state.parts if isinstance(part, BatchesState))
     return found
+
+
+def in_float32(tree: Params) -> Params:
+    """Arrays in float32, its largest number in the place of larger ones."""
+
+    def cast(x):
+        x = jnp.asarray(x)
+        largest = float(np.finfo(np.float32).max)
+        return (jnp.clip(x, -largest, largest) if x.dtype == jnp.float64 else x).astype(jnp.float32)
+
+    return jax.tree.map(cast, tree)
+
+
+def keep_dtypes(after: State, before: State) -> State:
+    """A state in the dtypes it had, whatever JAX's 64-bit mode makes of numbers meanwhile."""
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), after, before)
+
+
+def layout_of(params: Params) -> Layout:
+    """Paths and shapes. A box around an array, as Flax annotates shardings, is no part of its path."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    return Layout(
+        tuple(_name(path).removesuffix(".value") for path, _ in leaves), tuple(jnp.shape(p) for _, p in leaves)
+    )
 
 
 def _name(path: tuple) -> str:
@@ -246,32 +297,30 @@ def _check_floating(params: Params) -> None:
             )
 
 
-def check_tree(updates: Params, memory: State, single: State) -> Params:
-    """Raise a ValueError unless the gradients' tree is that of the parameters which made the memory.
-
-    Returns:
-        One of the memory's trees, an array for every parameter.
-    """
-    tree = jax.tree.structure(single).flatten_up_to(memory)[0]
-    if jax.tree.structure(updates) != jax.tree.structure(tree):
+def _check_state(state: State, updates: Params, init: Callable[[Params], NetworkState]) -> None:
+    """Raise a ValueError unless a state is what `init` makes for arrays like these gradients."""
+    if not isinstance(state, NetworkState) or not isinstance(state.layout, Layout):
         raise ValueError(
-            "the gradients' tree differs from that of the parameters this state was initialised with:\n"
-            f"  gradients   {jax.tree.structure(updates)}\n  parameters  {jax.tree.structure(tree)}"
+            f"this state was made by another optimizer: it is a {type(state).__name__}; give what this optimizer's own "
+            "init(params) or last update returned"
         )
-    return tree
-
-
-def _check_alike(updates: Params, memory: State, single: State) -> None:
-    """Compare the gradients' tree and shapes with those of the parameters that made the state."""
-    tree = check_tree(updates, memory, single)
-    extra = len(jax.tree.leaves(single)[0].shape)
-    pairs = zip(jax.tree_util.tree_leaves_with_path(updates), jax.tree.leaves(tree), strict=True)
-    for (path, g), m in pairs:
-        shape = m.shape[: m.ndim - extra]
-        if jnp.shape(g) != shape:
+    given, wanted = (dict(zip(*layout, strict=True)) for layout in (layout_of(updates), state.layout))
+    differing = [f"  {where}: {got} instead of {want}" for where, got, want in _differences(given, wanted)]
+    if differing:
+        raise ValueError(
+            "the gradients differ from the parameters that this state was initialised with, in names or shapes:\n"
+            + "\n".join(differing[:8] + ["  …"] * (len(differing) > 8))
+        )
+    expected = jax.eval_shape(init, updates)
+    if jax.tree.structure(state) != jax.tree.structure(expected):
+        raise ValueError(
+            "this state was made by another optimizer, or for another kind of tree; call init(params) anew"
+        )
+    for (path, x), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
+        if jnp.shape(x) != like.shape:
             raise ValueError(
-                f"the gradient at {_name(path)} has shape {jnp.shape(g)}, but its parameter had shape {shape} "
-                "when the optimizer's state was initialised"
+                f"this state was made by another optimizer: {_name(path)} has shape {jnp.shape(x)}, "
+                f"but this one keeps {like.shape} there"
             )
 
 

@@ -21,7 +21,8 @@ from jaxtyping import Array, Float, Int
 
 from mnemosyne.memory.contract import Memory
 from mnemosyne.memory.layers import layer_norm, linear, linear_init
-from mnemosyne.optimizer.transform import zero_nonfinite
+from mnemosyne.optimizer.packing import beside, cut, gathered, lay
+from mnemosyne.optimizer.transform import for_any_network, in_float32
 from mnemosyne.types import Learned, Params, Scalar, State, Theta
 
 DECAYS = (0.9, 0.99, 0.999)
@@ -58,12 +59,12 @@ class Traces(NamedTuple):
 
 
 class VeloState(NamedTuple):
-    """Trees have the parameters' structure: an array per tensor."""
+    """What belongs to every parameter is a tree like theirs; the rest is in the order of its leaves."""
 
     count: Int[Array, ""]  # int32
     losses: Losses
-    traces: Traces  # of trees
-    memory: State  # the memory's state for one tensor, with a tree in the place of each array
+    traces: Traces  # of trees m and v; row [n 3] and col [n 3] of all tensors end to end
+    memory: State  # the memory's state for all tensors, a row for each
 
 
 def velo(memory: Memory, *, width: int = 32, bank: int = 64, hidden: int = 4) -> Learned:
@@ -114,54 +115,47 @@ def velo(memory: Memory, *, width: int = 32, bank: int = 64, hidden: int = 4) ->
             "own": linear_init(own, _FEATURES, width),
             "shared": linear_init(shared, _FEATURES, width),
             "memory": memory.init(remember, width, width, width),
-            "control": {**linear_init(control, width, bank, gain=0.3 * one), "b": jnp.full(bank, one)},
-            "rate": {**linear_init(rate, width, 1, gain=0.1), "b": jnp.ones(1)},
+            "control": {**linear_init(control, width, bank, gain=0.3 * one), "b": jnp.full(bank, one, jnp.float32)},
+            "rate": {**linear_init(rate, width, 1, gain=0.1), "b": jnp.ones(1, jnp.float32)},
             "bank": jax.vmap(lambda k: network_init(k, hidden))(jax.random.split(layers, bank)),
         }
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
-        return optax.chain(zero_nonfinite(), scale_by_velo(theta, memory, width))
+        return for_any_network(scale_by_velo(theta, memory, width))
 
     return Learned(init, make)
 
 
 def scale_by_velo(theta: Theta, memory: Memory, width: int) -> optax.GradientTransformationExtraArgs:
     """Turn finite gradients into updates by VeLO's rule; see `velo`, which takes care of those that are not."""
-    single = jax.eval_shape(lambda: memory.state((), width, width))
-    inner = jax.tree.structure(single)
 
     def init(params: Params) -> VeloState:
-        empty = lambda i: jax.tree.map(lambda _: jax.tree.leaves(memory.state((), width, width))[i], params)
-        traces = [jax.tree.map(lambda p, i=i: no_traces(p)[i], params) for i in range(len(Traces._fields))]
-        losses = Losses(jnp.zeros(WINDOWS), jnp.full(WINDOWS, 1e30))
-        remembered = inner.unflatten([empty(i) for i in range(inner.num_leaves)])
-        return VeloState(jnp.zeros((), jnp.int32), losses, Traces(*traces), remembered)
+        losses = Losses(jnp.zeros(WINDOWS, jnp.float32), jnp.full(WINDOWS, 1e30, jnp.float32))
+        remembered = memory.state((len(jax.tree.leaves(params)),), width, width)
+        return VeloState(jnp.zeros((), jnp.int32), losses, no_traces(params), remembered)
 
     def update(updates, state, params=None, *, value=None, horizon=None, **extra):
         del extra
         _check(updates, params, value, horizon)
-        horizon = jnp.asarray(horizon, jnp.float32)
+        horizon = jnp.maximum(jnp.asarray(horizon, jnp.float32), 1.0)
         value = jax.lax.stop_gradient(jnp.asarray(value, jnp.float32))
         losses, outlook = watch(state.losses, state.count, value, horizon)
         tensors, tree = jax.tree.flatten(updates)
         if not tensors:
             return updates, state._replace(count=state.count + 1, losses=losses)
-        p = [x.astype(jnp.float32) for x in tree.flatten_up_to(params)]
-        g = [jnp.clip(x.astype(jnp.float32), -1e3, 1e3) for x in tensors]
-        before = [Traces(*each) for each in zip(*map(tree.flatten_up_to, state.traces), strict=True)]
-        overall = jnp.concatenate([jnp.tanh(10.0 * (state.count / horizon - jnp.array(FRACTIONS))), outlook])
+        p = tree.flatten_up_to(in_float32(params))
+        g = [jnp.clip(x, -1e3, 1e3) for x in tensors]
         shapes = [x.shape for x in p]
+        before = apart(state.traces, tree, shapes)
+        done = state.count / horizon - jnp.array(FRACTIONS, jnp.float32)
+        overall = jnp.concatenate([jnp.tanh(10.0 * done), outlook])
         seen = jnp.stack(by_shape(lambda *x: tensor_features(*x, overall), shapes, p, before))
-        remembered = inner.unflatten([jnp.stack(tree.flatten_up_to(f)) for f in inner.flatten_up_to(state.memory)])
         exists = np.array([x.size > 0 for x in p], np.float32)[:, None]
-        remembered, networks, rates = choose(theta, memory, remembered, seen, exists)
+        remembered, networks, rates = choose(theta, memory, state.memory, seen, exists)
         networks = [jax.tree.map(lambda w, i=i: w[i], networks) for i in range(len(p))]
         after = by_shape(trace, shapes, before, g)
         steps = by_shape(lambda rate, *x: rate * move(*x), shapes, list(rates), networks, p, g, after)
-        steps = [step.astype(x.dtype) for step, x in zip(steps, tensors, strict=True)]
-        apart = [tree.unflatten(list(field)) for field in inner.flatten_up_to(remembered)]
-        traces = Traces(*(tree.unflatten(field) for field in zip(*after, strict=True)))
-        return tree.unflatten(steps), VeloState(state.count + 1, losses, traces, inner.unflatten(apart))
+        return tree.unflatten(steps), VeloState(state.count + 1, losses, together(after, tree, shapes), remembered)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -221,7 +215,7 @@ def tensor_features(p: Float[Array, "*p"], traces: Traces, overall: Float[Array,
     centre = mean(m, keep_last=True)
     spread = lambda x: mean((x - centre.reshape(*(1,) * p.ndim, -1)) ** 2, keep_last=True)
     log_size = lambda x: 0.5 * jnp.clip(jnp.log(1e-8 + 10.0 * jnp.abs(x)), -5.0, 5.0)
-    rank = jax.nn.one_hot(sum(n > 1 for n in p.shape), 5)
+    rank = jax.nn.one_hot(sum(n > 1 for n in p.shape), 5, dtype=jnp.float32)
     sizes = [log_size(mean(v, keep_last=True)), rank, log_size(spread(m)), log_size(spread(v))]
     return jnp.concatenate([overall, *sizes])
 
@@ -269,8 +263,8 @@ def parameter_features(p: Float[Array, "*p"], g: Float[Array, "*p"], traces: Tra
     Returns:
         Features of the parameter [*p 18], its row [*r 6] and its column [*c 6], with p seen as a matrix at least.
     """
-    p, g = as_matrix(p)[..., None], as_matrix(g)[..., None]
-    m, v = traces.m.reshape(*p.shape[:-1], len(DECAYS)), traces.v.reshape(p.shape)
+    p, g, v = (as_matrix(x)[..., None] for x in (p, g, traces.v))
+    m = jnp.stack([as_matrix(traces.m[..., i]) for i in range(len(DECAYS))], axis=-1)
     along = axes(p.shape[:-1])[1]
     root = jax.lax.rsqrt(v + 1e-6)
     floored = lambda x: jax.lax.rsqrt(jnp.maximum(x, 1e-9))
@@ -281,18 +275,41 @@ def parameter_features(p: Float[Array, "*p"], g: Float[Array, "*p"], traces: Tra
     return tuple(unit_size(jnp.concatenate(group, axis=-1)) for group in (own, *sides))
 
 
-def no_traces(p: Array) -> Traces:
-    """Traces of a tensor that has had no gradient."""
-    shape, n = jnp.shape(p), len(DECAYS)
+def no_traces(params: Params) -> Traces:
+    """Traces of tensors that have had no gradient, as the state keeps them."""
+    n = len(DECAYS)
+    sides = zip(*(without_axes(jnp.shape(p)) for p in jax.tree.leaves(params)), strict=True)
+    row, col = (sum(map(math.prod, side)) for side in sides) if jax.tree.leaves(params) else (0, 0)
+    kept = lambda *shape: jax.tree.map(lambda p: beside(p, jnp.zeros(shape, jnp.float32)), params)
+    ends = [jnp.zeros((count, n), jnp.float32) for count in (row, col)]
+    return Traces(kept(n), kept(), *ends)
+
+
+def without_axes(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of a tensor's row and column: its own with the largest, or the second largest, axis of length one."""
     full = shape if len(shape) > 1 else (math.prod(shape), 1)
-    largest, second = axes(full)
-    without = lambda axis: jnp.zeros((*full[:axis], 1, *full[axis + 1 :], n))
-    return Traces(jnp.zeros((*shape, n)), jnp.zeros(shape), without(largest), without(second))
+    row, col = ((*full[:axis], 1, *full[axis + 1 :]) for axis in axes(full))
+    return row, col
+
+
+def apart(traces: Traces, tree: Any, shapes: list[tuple]) -> list[Traces]:
+    """Traces of each tensor, from those that the state keeps."""
+    rows, cols = zip(*map(without_axes, shapes), strict=True)
+    fields = tree.flatten_up_to(traces.m), tree.flatten_up_to(traces.v), cut(traces.row, rows), cut(traces.col, cols)
+    return [Traces(*each) for each in zip(*fields, strict=True)]
+
+
+def together(traces: list[Traces], tree: Any, shapes: list[tuple]) -> Traces:
+    """Undo `apart`."""
+    m, v, *sides = zip(*traces, strict=True)
+    places = zip(*map(without_axes, shapes), strict=True)
+    row, col = (lay(list(map(gathered, side)), where) for side, where in zip(sides, places, strict=True))
+    return Traces(tree.unflatten(m), tree.unflatten(v), row, col)
 
 
 def trace(traces: Traces, g: Float[Array, "*p"]) -> Traces:
     """Add a gradient to the running means: m of g, v of g², row and col of the mean of g² over one axis."""
-    decay = lambda like: jnp.array(DECAYS).reshape(*(1,) * (like.ndim - 1), -1)
+    decay = lambda like: jnp.array(DECAYS, jnp.float32).reshape(*(1,) * (like.ndim - 1), -1)
     blend = lambda old, new: old + (1.0 - decay(old)) * (new[..., None] - old)
     square = as_matrix(g) ** 2
     over = lambda axis: jnp.sum(square, axis, keepdims=True) / max(square.shape[axis], 1)
@@ -309,7 +326,7 @@ def axes(shape: tuple[int, ...]) -> tuple[int, int]:
 
 def as_matrix(x: Array) -> Array:
     """Give scalars and vectors one column; leave the rest as it is."""
-    return x if x.ndim > 1 else x.reshape(x.size, 1)
+    return x if x.ndim > 1 else x[:, None] if x.ndim else x.reshape(1, 1)
 
 
 def mean(x: Array, keep_last: bool = False) -> Array:
@@ -337,7 +354,7 @@ def _check(updates: Params, params: Params | None, value: Any, horizon: Any) -> 
     for name in ("value", "horizon"):
         if jnp.shape(given[name]) != ():
             raise ValueError(f"{name} must be one number, got an array of shape {jnp.shape(given[name])}: {right}")
-    if isinstance(horizon, int | float) and not 1 <= horizon < math.inf:
+    if isinstance(horizon, int | float | np.number) and not 1 <= horizon < math.inf:
         raise ValueError(f"horizon is a number of training steps, at least 1, got {horizon}: {right}")
     shapes = [jax.tree.map(jnp.shape, x) for x in (updates, params)]
     if shapes[0] != shapes[1]:

@@ -2,10 +2,14 @@
 
 import difflib
 import hashlib
+import math
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from mnemosyne import store
@@ -35,8 +39,20 @@ def parts_of(name: str) -> list[str]:
     return [part.split("/")[0] for part in jax.tree.leaves(OPTIMIZERS[name].parts or name)]
 
 
-def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> optax.GradientTransformationExtraArgs:
+def pretrained(
+    name: str = "paced",
+    step_size: optax.ScalarOrSchedule = 1.0,
+    weight_decay: float = 0.0,
+    mask: Any = None,
+) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer of weights that ship with the package; nothing to tune.
+
+        x ← x + s_t ( u_t − λ x )
+
+    Updates are to be *added*: what stands behind them in an `optax.chain` must neither negate them
+    (`optax.scale_by_learning_rate`) nor decay weights (`optax.add_decayed_weights`, which behind these updates makes
+    weights grow). `weight_decay` does that rightly; `scale_by_pretrained` gives the form that such chains expect.
+    Clipping belongs before, a schedule into `step_size` or behind.
 
     Args:
         name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or
@@ -47,26 +63,105 @@ def pretrained(name: str = "paced", step_size: optax.ScalarOrSchedule = 1.0) -> 
             tensor-wise on the others, §5.4) and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2),
             or a peer: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for `value=loss` and
             `horizon=steps`.
-        step_size: a factor on every update, or a schedule of it; 1 is what was meta-trained.
+        step_size: s, a factor on every update, or a schedule of it; 1 is what was meta-trained.
+        weight_decay: λ in [0, 1), the share of each weight that a step takes away. It is AdamW's learning rate times
+            its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters.
+        mask: which tensors decay, as of `optax.add_decayed_weights`; all by default.
 
     Returns:
-        An `optax.GradientTransformationExtraArgs`; `optimizer.from_rule` says what it does and raises.
+        An `optax.GradientTransformationExtraArgs`; `optimizer.from_rule` says what it does and raises. Layers that are
+        stacked in one array, as `scan` over layers wants them, count as one tensor: see `optimizer.stacked`.
 
     Raises:
-        ValueError: an unknown name; the message suggests the nearest.
+        ValueError: an unknown name, with the nearest; a step size or a decay that is none.
         store.StoreError: a damaged weights file.
 
     Example:
-        tx = mnemosyne.pretrained()
+        tx = mnemosyne.pretrained(weight_decay=1e-4, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
         state = tx.init(params)
-        updates, state = tx.update(grads, state)
+        updates, state = tx.update(grads, state, params)
         params = optax.apply_updates(params, updates)
     """
     files_of(name)  # an unknown name is an error
+    check_step_size(step_size)
+    check_decay(weight_decay)
     learned = OPTIMIZERS[name].learned
     theta = jax.tree.map(load_part, OPTIMIZERS[name].parts or name)
     check_theta(theta, learned.init, f"{name!r}")
-    return optax.chain(learned.make(theta), optax.scale_by_learning_rate(step_size, flip_sign=False))
+    factor = optax.scale_by_learning_rate(step_size, flip_sign=False)
+    return optax.chain(learned.make(theta), take_share(weight_decay, mask), factor)
+
+
+def take_share(weight_decay: float, mask: Any = None) -> optax.GradientTransformation:
+    """Take a share of each weight away beside updates that are to be added: u − λ x. Of λ = 0 nothing is done."""
+    decay = optax.add_decayed_weights(-weight_decay, mask)
+
+    def update(updates, state, params=None):
+        if isinstance(weight_decay, int | float) and weight_decay == 0:
+            return updates, state
+        if params is None:
+            raise ValueError("weight_decay needs the parameters: call tx.update(grads, state, params)")
+        return decay.update(updates, state, params)
+
+    return optax.GradientTransformation(decay.init, update)
+
+
+def scale_by_pretrained(name: str = "paced") -> optax.GradientTransformationExtraArgs:
+    """The updates of `pretrained` with the sign that optax's `scale_by_…` have, for a chain of one's own.
+
+        optax.chain(scale_by_pretrained("light"), optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(1.0))
+
+    is `pretrained("light", weight_decay=1e-4)`: the rate 1 is what was meta-trained.
+
+    Args:
+        name: as of `pretrained`.
+
+    Returns:
+        A transformation whose updates are to be *subtracted*; `scale_by_learning_rate` does so.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    return optax.chain(pretrained(name), optax.scale(-1.0))
+
+
+def check_step_size(step_size: Any) -> None:
+    """Raise a ValueError unless this is a finite number ≥ 0, a scalar array, or a schedule that returns such."""
+    right = "a finite number ≥ 0, or a schedule: a function from the count of steps to one"
+    if callable(step_size):
+        try:
+            returned = jax.eval_shape(step_size, jax.ShapeDtypeStruct((), jnp.int32))
+        except TypeError as error:
+            raise ValueError(f"step_size must be {right}; this function does not return a number: {error}") from error
+        leaves = jax.tree.leaves(returned)
+        if len(leaves) != 1 or leaves[0].shape != () or not jnp.issubdtype(leaves[0].dtype, jnp.number):
+            raise ValueError(f"step_size must be {right}; this function returns {returned}")
+        return
+    if isinstance(step_size, jax.Array) and step_size.shape == ():
+        if isinstance(step_size, jax.core.Tracer):
+            return
+        step_size = step_size.item()
+    if not _is_number(step_size) or not 0 <= step_size < math.inf:
+        raise ValueError(f"step_size must be {right}; got {step_size!r}")
+
+
+def check_decay(weight_decay: Any) -> None:
+    """Raise a ValueError unless this is a number in [0, 1), or a traced one."""
+    traced = isinstance(weight_decay, jax.core.Tracer) and weight_decay.shape == ()
+    if not traced and not (_is_number(weight_decay) and 0 <= weight_decay < 1):
+        raise ValueError(
+            f"weight_decay must be a number in [0, 1), the share of each weight that a step takes away (AdamW's "
+            f"learning rate times its decay); got {weight_decay!r}"
+        )
+
+
+def _is_number(x: Any) -> bool:
+    """Whether this is a real number, of Python, or an array of one number."""
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
+        return (
+            x.shape == () and jnp.issubdtype(x.dtype, jnp.number) and not jnp.issubdtype(x.dtype, jnp.complexfloating)
+        )
+    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 def path_of(name: str) -> Path:

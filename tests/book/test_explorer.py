@@ -21,7 +21,7 @@ def test_many_features_bring_the_weights_to_the_exact_ones():
 
 
 def test_a_strong_discount_forgets_the_oldest():
-    shot = explorer.snapshot(memories=30, discount=2.0)
+    shot = explorer.snapshot(memories=60, discount=1.0)
     assert shot.weights["exact"][0] < 1e-20
     assert shot.weights["exact"][-1] > 0.5
 

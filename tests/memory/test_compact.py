@@ -103,8 +103,8 @@ def test_projections_are_not_trained():
     assert g["query"]["w"].any()
 
 
-@pytest.mark.parametrize("discount", [-0.1, float("nan"), float("inf"), jnp.ones(3), "0.1"])
-def test_a_discount_that_is_no_number_at_least_zero_is_refused(discount):
+@pytest.mark.parametrize("discount", [-0.1, 2, float("nan"), float("inf"), jnp.ones(3), "0.1"])
+def test_a_discount_that_is_no_number_from_zero_to_one_is_refused(discount):
     with pytest.raises((ValueError, TypeError), match="discount"):
         cam(discount=discount)
 

@@ -193,11 +193,11 @@ def test_the_slice_read_is_the_nearest_to_eq_11():
     ("make", "message"),
     [
         (lambda: attention(cache=0), "at least one pattern, got cache = 0"),
-        (lambda: attention(cache=4, discount=-1.0), "one number ≥ 0 per step, got -1.0"),
+        (lambda: attention(cache=4, discount=-1.0), "one number from 0 to 1 per step, got -1.0"),
         (lambda: thick_cam(rhos=()), "at least one ρ"),
         (lambda: thick_cam(rhos=(0.5, 1.0)), r"\(0, 1\), at least 1e-6, got 1.0"),
         (lambda: thick_cam(projections=0), "projections = 0"),
-        (lambda: thick_cam(discount=float("nan")), "≥ 0 per step, got nan"),
+        (lambda: thick_cam(discount=float("nan")), "from 0 to 1 per step, got nan"),
     ],
 )
 def test_impossible_memories_are_refused(make, message):

@@ -57,7 +57,7 @@ def test_runs_differ_in_what_their_numbers_say(whole):
 
 
 def test_a_run_whose_numbers_are_wrong_is_refused():
-    with pytest.raises(ValueError, match="discount λ must be one number ≥ 0"):
+    with pytest.raises(ValueError, match="discount λ must be one number from 0 to 1"):
         meta_train(Replicas(make, ({"seed": 0, "discount": 0.1}, {"seed": 0, "discount": -1.0})))
 
 

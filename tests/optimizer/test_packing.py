@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mnemosyne.optimizer.odd import odd_rule
-from mnemosyne.optimizer.packing import Tensors, batches, cut, in_batches, join, lay, scale_by_batches, split
+from mnemosyne.optimizer.packing import Tensors, batches, cut, in_batches, join, lay, scale_by_rows, split
 from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 
 
@@ -45,32 +45,32 @@ def test_sums_and_maxima_of_each_tensor_are_those_of_its_own_elements(shapes):
         assert np.array_equal(part, np.full(shapes[i], i + 1.0))
 
 
-def test_tensors_of_other_dtypes_stay_apart_and_those_without_any_are_fine():
+@pytest.mark.parametrize("together", [0, 3, math.inf])
+def test_each_tensor_gets_its_own_numbers_and_keeps_its_dtype(together):
     params = {"a": jnp.ones(2), "b": jnp.ones(3, jnp.bfloat16), "c": jnp.ones(4)}
-    double = lambda tensors, elements, numbers: ([2 * elements[0]], [tensors.total(elements[0])])
-    zeros = jax.tree.map(lambda p: jnp.zeros(()), params)
-    (doubled, same), (totals,) = in_batches(double, [params, params], [zeros])
+    double = lambda tensors, elements, numbers: ([2 * elements[0]], [numbers[0] + tensors.total(elements[0])])
+    (doubled, same), (totals,) = in_batches(double, [params, params], [jnp.array([10.0, 20.0, 30.0])], together)
     assert jax.tree.map(lambda p: p.dtype, doubled) == jax.tree.map(lambda p: p.dtype, params)
-    assert jax.tree.map(float, totals) == {"a": 2.0, "b": 3.0, "c": 4.0}
+    assert np.array_equal(totals, [12.0, 23.0, 34.0])
     assert np.array_equal(same["c"], params["c"])
     assert np.array_equal(doubled["c"], 2 * params["c"])
-    assert in_batches(double, [{}], [{}]) == ([{}], [{}])
+    nothing, (none,) = in_batches(double, [{}], [jnp.zeros(0)])
+    assert (nothing, none.shape) == ([{}], (0,))
 
 
-@pytest.mark.parametrize("together", [0, 4, math.inf])
-def test_each_tensor_keeps_the_memory_of_its_extent(together):
+def test_each_tensor_keeps_as_many_memories_as_it_is_due():
     """A rule that counts its steps in two memories a tensor, and adds what it counted to the gradient."""
-    extent = lambda shape: (2,) if shape else (1,)
+    extent = lambda shape: 2 if shape else 1
 
     def step(tensors, memory, g):
         memory = memory + 1.0
-        ends = np.cumsum([extent(shape)[0] for shape in tensors.shapes])
+        ends = np.cumsum([extent(shape) for shape in tensors.shapes])
         return memory, g + tensors.spread(memory[ends - 1])
 
-    tx = scale_by_batches(jnp.zeros, extent, step, together)
+    tx = scale_by_rows(jnp.zeros, extent, step)
     params = {"w": jnp.ones((2, 3)), "s": jnp.array(2.0), "v": jnp.zeros(3)}
     state = tx.init(params)
-    assert jax.tree.map(jnp.shape, state.memory) == {"w": (2,), "s": (1,), "v": (2,)}
+    assert state.memory.shape == (5,)
     for t in (1, 2):
         updates, state = tx.update(params, state)
         for name, p in params.items():
@@ -83,7 +83,7 @@ def test_small_tensors_go_together_and_large_ones_alone(theta, config, monkeypat
     seen = []
     for limit, wanted in ((4096, 1), (7, 2), (0, 4)):
         monkeypatch.setattr("mnemosyne.optimizer.packing.SMALL", limit)
-        assert len(batches(jax.tree.leaves(params), limit)) == wanted
+        assert len(batches(jax.tree.leaves(params), [False] * 4, limit)) == wanted
         tx = from_rule(theta, odd_rule(config), scale_by_tensor_rms())
         state = tx.init(params)
         for _ in range(2):

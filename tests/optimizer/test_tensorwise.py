@@ -17,6 +17,7 @@ from mnemosyne.optimizer.paper import remember, two_inputs
 from mnemosyne.optimizer.rule import Config
 from mnemosyne.optimizer.spatial import metatokens, summarise
 from mnemosyne.optimizer.tensorwise import tensorwise
+from mnemosyne.optimizer.transform import memory_of
 from tests.helpers import quadratic, slow_hierarchy
 
 SMALL = Config(hidden=4, projections=3, encoders=2, feedforward=6)
@@ -90,7 +91,7 @@ def test_the_state_has_so_many_memories_per_tensor():
     updates, after = jax.eval_shape(tx.update, GRADIENTS, before)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, GRADIENTS)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
-    assert {k: s.shape for k, s in before[2].memory[0].Psi.items()} == {str(s): (n, 6) for s, n in METATOKENS.items()}
+    assert memory_of(before)[0].Psi.shape == (sum(METATOKENS.values()), 6)
 
 
 def test_a_permutation_within_a_chunk_permutes_the_update(steps):
@@ -151,33 +152,32 @@ def test_memory_and_representation_are_arguments():
     assert theta["embed"]["w"].shape == (3, 4)
     updates, state = two_steps(learned, theta, {"w": jnp.sin(jnp.arange(40.0))})
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
-    assert {x.shape for x in jax.tree.leaves(state[2])} == {(3, 5)}
+    assert {x.shape for x in jax.tree.leaves(memory_of(state))} == {(3, 5)}
 
 
 def test_the_meta_gradient_is_that_of_finite_differences():
-    """Through a truncated window, with all blocks computed again, in float64; it reaches all but the projections."""
+    """Through a truncated window, with all blocks computed again; it reaches all but the projections."""
     config = MetaConfig(horizon=4, window=2, replicas=1)
-    with jax.enable_x64(True):
-        t = Truncated(whole(NORMAL, config.horizon), (quadratic("bowl", 22),), config)
-        (task,), theta, key = t.tasks, NORMAL.init(jax.random.key(0)), jax.random.key(1)
-        slots = t.fresh(task, key)
-        _, rollout = jax.jit(lambda theta: t.rollout(task, task.data, theta, slots, key))(theta)
-        loss = lambda theta: t.meta_loss(theta, [slots.state], [rollout], key, jnp.array(1.0))[0]
-        both = jax.jit(jax.value_and_grad(loss))
-        _, gradient = both(theta)
-        leaves, tree = jax.tree.flatten_with_path(gradient)
-        frozen = [path[-1].key == "omega" for path, _ in leaves]
-        assert [not np.any(x) for _, x in leaves] == frozen
-        assert all(x.dtype == jnp.float64 and np.isfinite(x).all() for _, x in leaves)
-        for i in range(3):
-            along = jax.random.normal(jax.random.key(i), (sum(x.size for _, x in leaves),))
-            parts = jnp.split(along, np.cumsum([x.size for _, x in leaves])[:-1])
-            parts = [0.0 * v if f else v for v, f in zip(parts, frozen, strict=True)]
-            along = tree.unflatten([v.reshape(x.shape) for v, (_, x) in zip(parts, leaves, strict=True)])
-            ahead, _ = both(jax.tree.map(lambda x, v: x + 1e-5 * v, theta, along))
-            behind, _ = both(jax.tree.map(lambda x, v: x - 1e-5 * v, theta, along))
-            slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
-            assert np.isclose(slope, (ahead - behind) / 2e-5, rtol=1e-5)
+    t = Truncated(whole(NORMAL, config.horizon), (quadratic("bowl", 22),), config)
+    (task,), theta, key = t.tasks, NORMAL.init(jax.random.key(0)), jax.random.key(1)
+    slots = t.fresh(task, key)
+    _, rollout = jax.jit(lambda theta: t.rollout(task, task.data, theta, slots, key))(theta)
+    loss = lambda theta: t.meta_loss(theta, [slots.state], [rollout], key, jnp.array(1.0))[0]
+    both = jax.jit(jax.value_and_grad(loss))
+    _, gradient = both(theta)
+    leaves, tree = jax.tree.flatten_with_path(gradient)
+    frozen = [path[-1].key == "omega" for path, _ in leaves]
+    assert [not np.any(x) for _, x in leaves] == frozen
+    assert all(np.isfinite(x).all() for _, x in leaves)
+    for i in range(3):
+        along = jax.random.normal(jax.random.key(i), (sum(x.size for _, x in leaves),))
+        parts = jnp.split(along, np.cumsum([x.size for _, x in leaves])[:-1])
+        parts = [0.0 * v if f else v for v, f in zip(parts, frozen, strict=True)]
+        along = tree.unflatten([v.reshape(x.shape) for v, (_, x) in zip(parts, leaves, strict=True)])
+        ahead, _ = both(jax.tree.map(lambda x, v: x + 3e-4 * v, theta, along))
+        behind, _ = both(jax.tree.map(lambda x, v: x - 3e-4 * v, theta, along))
+        slope = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (gradient, along)), strict=True))
+        assert np.isclose(slope, (ahead - behind) / 6e-4, rtol=1e-2)
 
 
 def bytes_of_temporaries(f, *args):
@@ -211,10 +211,11 @@ def test_sizes_without_a_hierarchy_are_refused(sizes):
         tensorwise(SMALL, **sizes)
 
 
-def test_gradients_that_need_other_memories_are_refused():
+def test_gradients_of_another_shape_are_refused_however_many_memories_they_need():
     tx = RAW.make(THETA)
     state = tx.init({"w": jnp.zeros((5, 7))})
-    with pytest.raises(ValueError, match=r"\['w'\] has shape \(7, 7\) and so 4 meta-tokens, but its parameter had 3"):
-        tx.update({"w": jnp.zeros((7, 7))}, state)
-    with pytest.raises(ValueError, match="gradients' tree differs"):
+    for shape in ((7, 7), (7, 5)):
+        with pytest.raises(ValueError, match=rf"\['w'\]: \({shape[0]}, {shape[1]}\) instead of \(5, 7\)"):
+            tx.update({"w": jnp.zeros(shape)}, state)
+    with pytest.raises(ValueError, match=r"(?s)\['v'\]: \(5, 7\) instead of nothing.*\['w'\]: nothing instead of"):
         tx.update({"v": jnp.zeros((5, 7))}, state)

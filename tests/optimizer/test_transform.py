@@ -183,14 +183,14 @@ def test_inject_hyperparams_and_schedules():
     assert not any(np.asarray(u).any() for u in jax.tree.leaves(first))
 
 
-def test_tree_map_params_reaches_the_whole_state(tx):
+def test_tree_map_params_reaches_what_belongs_to_every_parameter(tx):
     state = tx.init(PARAMS)
     specs = jax.tree.map(lambda p: p.ndim, PARAMS)
     seen = []
     optax.tree_map_params(tx, lambda leaf, spec: seen.append((leaf.ndim, spec)), state, specs)
-    memory = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim > 2 or 0 in leaf.shape]
-    assert len(seen) >= len(memory)
-    assert all(ndim >= 0 and spec <= max(ndim, 2) for ndim, spec in seen)
+    trees = [leaf for leaf in jax.tree.leaves(state) if leaf.shape[:2] == PARAMS["empty"].shape]
+    assert len(seen) == len(trees) * len(PARAMS)
+    assert all(spec <= ndim for ndim, spec in seen)
 
 
 def test_train_state_under_jit_with_donation_compiles_once(tx):
@@ -288,13 +288,13 @@ def test_parameters_that_are_not_floating_are_refused(tx, dtype):
 
 def test_gradients_of_another_tree_are_refused(tx):
     state = tx.init(PARAMS)
-    with pytest.raises(ValueError, match="gradients' tree differs"):
+    with pytest.raises(ValueError, match=r"(?s)\['b'\]: nothing instead of \(3,\)"):
         tx.update({"w": PARAMS["w"]}, state)
 
 
 def test_gradients_of_another_shape_are_refused(elementwise):
     state = elementwise.init(PARAMS)
-    with pytest.raises(ValueError, match=r"\['b'\] has shape \(4,\), but its parameter had shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"\['b'\]: \(4,\) instead of \(3,\)"):
         elementwise.update({**PARAMS, "b": jnp.zeros(4)}, state)
 
 
