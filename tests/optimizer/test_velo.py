@@ -1,10 +1,13 @@
 """The optax contract of VeLO's architecture, its features by hand, and meta-gradients through it."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.training.train_state import TrainState
 
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.recurrent import lstm
@@ -334,3 +337,24 @@ def test_loss_features_by_hand():
 )
 def test_the_two_largest_axes(shape, wanted):
     assert axes(shape) == wanted
+
+
+def test_train_state_hands_a_loss_on_in_three_lines():
+    """As docs/optimizers.md writes it."""
+    tx = LEARNED["cam"].make(LEARNED["cam"].init(jax.random.key(0)))
+    text = Path("docs/optimizers.md").read_text(encoding="utf-8")
+    (code,) = (block for block in text.split("```python\n") if block.startswith("def apply_gradients"))
+    known = {"optax": optax}
+    exec(code.split("```")[0], known)
+    start = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
+    after = jax.jit(known["apply_gradients"])(start, PARAMS, jnp.array(1.0), 9)
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0, horizon=9)
+    assert int(after.step) == 1
+    same(after.params, optax.apply_updates(PARAMS, updates), rtol=1e-5)
+
+
+def test_a_traced_horizon_of_nothing_counts_as_one():
+    tx = LEARNED["cam"].make(LEARNED["cam"].init(jax.random.key(0)))
+    at = jax.jit(lambda horizon: tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0, horizon=horizon)[0])
+    same(at(0), at(1))
+    assert finite(at(0))

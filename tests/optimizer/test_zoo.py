@@ -1,9 +1,11 @@
+import math
 import re
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import mnemosyne
@@ -12,6 +14,8 @@ from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.composite import hybrid, super_mnemosyne
 from mnemosyne.optimizer.pace import at_pace
 from mnemosyne.optimizer.registry import OPTIMIZERS
+from mnemosyne.optimizer.rule import Config
+from mnemosyne.optimizer.zoo import pretrained, scale_by_pretrained
 
 TREE = {"a": [jnp.arange(3.0), jnp.zeros((2, 0))], "b": (jnp.array(2, jnp.int32), jnp.array([True, False]))}
 
@@ -139,3 +143,77 @@ def test_weights_of_an_unknown_or_another_architecture_are_refused(tmp_path):
     zoo.save_weights(path, theta, "odd")
     with pytest.raises(store.StoreError, match="does not hold what was asked for"):
         zoo.load_weights(path)
+
+
+TWO = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}
+
+
+def test_weight_decay_takes_a_share_of_each_weight_beside_the_step():
+    plain, decayed = pretrained("light"), pretrained("light", 0.5, weight_decay=0.01)
+    steps, _ = plain.update(TWO, plain.init(TWO), TWO)
+    updates, _ = decayed.update(TWO, decayed.init(TWO), TWO)
+    for name, p in TWO.items():
+        assert np.allclose(updates[name], 0.5 * (steps[name] - 0.01 * p), rtol=1e-5)
+
+
+def test_a_mask_says_which_weights_decay():
+    tx = pretrained("light", weight_decay=0.01, mask=lambda params: jax.tree.map(lambda p: p.ndim > 1, params))
+    zero = jax.tree.map(jnp.zeros_like, TWO)
+    updates, _ = tx.update(zero, tx.init(TWO), TWO)
+    assert np.allclose(updates["w"], -0.01 * TWO["w"], rtol=1e-5)
+    assert not updates["b"].any()
+
+
+def test_unused_weights_shrink_by_the_share_at_every_step_in_either_form():
+    chain = optax.chain(
+        scale_by_pretrained("light"), optax.add_decayed_weights(0.01), optax.scale_by_learning_rate(1.0)
+    )
+    for tx in (pretrained("light", weight_decay=0.01), chain):
+        params, state = TWO, tx.init(TWO)
+        for _ in range(3):
+            updates, state = tx.update(jax.tree.map(jnp.zeros_like, params), state, params)
+            params = optax.apply_updates(params, updates)
+        assert np.allclose(params["w"], 0.99**3 * TWO["w"], rtol=1e-5)
+
+
+def test_without_decay_no_parameters_are_needed_and_with_it_they_are():
+    tx, decayed = pretrained("light"), pretrained("light", weight_decay=0.1)
+    assert tx.update(TWO, tx.init(TWO))[0].keys() == TWO.keys()
+    with pytest.raises(ValueError, match="weight_decay needs the parameters"):
+        decayed.update(TWO, decayed.init(TWO))
+
+
+@pytest.mark.parametrize("step_size", [0, 0.5, np.float64(2.0), jnp.array(1.0), lambda t: 1 / (1 + t)])
+def test_numbers_and_schedules_are_step_sizes(step_size):
+    tx = pretrained("light", step_size)
+    assert tx.update(TWO, tx.init(TWO))[0].keys() == TWO.keys()
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "step_size",
+    [math.nan, math.inf, -1.0, True, None, "1", [1.0], jnp.ones(2), jnp.array(jnp.nan)]
+    + [lambda t: None, lambda t: "x", lambda: 1.0, lambda t: jnp.ones(2)],
+)
+def test_what_is_no_step_size_is_refused_where_it_is_given(step_size):
+    with pytest.raises(ValueError, match="step_size must be a finite number ≥ 0, or a schedule"):
+        pretrained("light", step_size)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("weight_decay", [-0.1, 1.0, 2, math.nan, True, None, "0.1", [0.1]])
+def test_what_is_no_share_is_refused_where_it_is_given(weight_decay):
+    with pytest.raises(ValueError, match=r"weight_decay must be a number in \[0, 1\)"):
+        pretrained("light", weight_decay=weight_decay)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(name, x) for name in ("hidden", "projections", "encoders", "feedforward") for x in (-3, 0, 1.5, True, "8")]
+    + [("discount", x) for x in (2, -0.1, math.nan, "0.1")]
+    + [(name, x) for name in ("magnitude", "output_scale") for x in (0.0, -1.0, math.inf, "1")],
+)
+def test_sizes_of_a_rule_that_make_no_sense_are_refused_where_they_are_given(field, value):
+    with pytest.raises(ValueError, match=f"{field}.*got"):
+        Config(**{field: value})
