@@ -20,7 +20,7 @@ from jaxtyping import Array
 
 from mnemosyne.types import Data, Params, Task
 
-Path = tuple[str, ...]
+Keys = tuple[str, ...]  # what leads to a leaf
 Regime = Callable[[Params], Any]  # parameters or their shapes → a label for each
 FROZEN = "frozen"
 DICTS = (dict, FrozenDict)
@@ -159,13 +159,13 @@ def _rebuilt(tree: Params, children: list[Params]) -> Params:
     return jax.tree.unflatten(jax.tree.structure(tree, is_leaf=lambda x: x is not tree), children)
 
 
-def _paths(tree: Params) -> list[Path]:
+def _paths(tree: Params) -> list[Keys]:
     """How each leaf is reached."""
     paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
     return [tuple(jax.tree_util.keystr((key,), simple=True) for key in path) for path in paths]
 
 
-def _flat(tree: Params) -> dict[Path, Any]:
+def _flat(tree: Params) -> dict[Keys, Any]:
     return dict(zip(_paths(tree), jax.tree.leaves(tree), strict=True))
 
 
