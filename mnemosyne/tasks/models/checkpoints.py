@@ -195,7 +195,9 @@ def _tensors(files: list[Any], names_of: Names) -> dict[str, tuple[Any, str]]:
     return found
 
 
-def _compare(path: Path, found: dict, wanted: dict, names_of: Names, stored: Any, unused: tuple[str, ...]) -> None:
+def _compare(
+    path: Path, found: dict, wanted: dict, names_of: Names, stored: Any, unused: tuple[str, ...] | str
+) -> None:
     def dtypes(leaf: Any) -> tuple[str, ...]:
         allowed = stored if isinstance(stored, tuple | list) else (leaf.dtype if stored is None else stored,)
         known = [jnp.dtype(dtype).name for dtype in allowed]
