@@ -5,9 +5,7 @@ task = prompted(rows, tokenizer, module, prompt=30)
 task = trained_part(task, {"model": weights}, SOFT_PROMPT)  # of `regimes`: the prompt is all that is trained
 """
 
-import gzip
 import json
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,9 +14,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
-from mnemosyne.tasks.data.images import DataError, paths, verify
-from mnemosyne.tasks.data.text import read_text
-from mnemosyne.tasks.data.tokens import T5_SPECIAL, special_tokens
+from mnemosyne.tasks.data.images import DataError, paths
+from mnemosyne.tasks.data.text import published, read_text
+from mnemosyne.tasks.data.tokens import T5_SPECIAL, checked, special_tokens
+from mnemosyne.tasks.files import File
+from mnemosyne.tasks.files import read_text as read_file
 from mnemosyne.tasks.models.t5 import EncoderDecoder, shift_right
 from mnemosyne.types import Data, Params, Scalar, Task
 
@@ -83,7 +83,7 @@ def load_rows(name: str) -> Rows:
         raise DataError(f"unknown SuperGLUE task {name!r}; there are {', '.join(NAMES)}")
     if name == "synthetic":
         return _made_up(*read_text(name))
-    verify(name)
+    published(name)
     kind = KINDS[name]
     train, validation = (_labelled(name, kind, _read(path)) for path in paths(name))
     return Rows(name, train, validation, words=kind.written or tuple(map(str, kind.words)))
@@ -96,6 +96,10 @@ def encode(tokenizer: Tokenizer, part: Labelled, length: int) -> Examples:
         tokenizer: T5's.
         part: labelled texts.
         length: tokens of each example, </s> among them.
+
+    Raises:
+        ValueError: if the length has no room for </s>.
+        DataError: if a text is no text in Unicode.
     """
     tokens, mask = _filled(tokenizer, part.texts, length)
     return Examples(jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(part.labels, jnp.int32))
@@ -167,9 +171,11 @@ def prompted(
 
 def _filled(tokenizer: Tokenizer, texts: tuple[str, ...], length: int) -> tuple[np.ndarray, np.ndarray]:
     pad, end = special_tokens(tokenizer, "<pad>", "</s>")
+    if length < 1:
+        raise ValueError(f"a length of {length} tokens has no room for </s>: ask for one at least")
     tokens = np.full((len(texts), length), pad, np.int32)
     mask = np.zeros(tokens.shape, bool)
-    for i, encoded in enumerate(tokenizer.encode_batch(list(texts))):
+    for i, encoded in enumerate(tokenizer.encode_batch([checked(text) for text in texts])):
         kept = [*encoded.ids[:-1][: length - 1], end]
         tokens[i, : len(kept)], mask[i, : len(kept)] = kept, True
     return tokens, mask
@@ -193,6 +199,12 @@ def _labelled(name: str, kind: Kind, rows: list[Row]) -> Labelled:
     return Labelled(tuple(f"{name} {text}" for text in written), np.array(labels, np.int32))
 
 
-def _read(path: Path) -> list[Row]:
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
+def _read(path: File) -> list[Row]:
+    """A row a line; JSON strings may hold all separators but the line's end."""
+    rows = []
+    for number, line in enumerate(read_file(path).split("\n"), start=1):
+        try:
+            rows += [json.loads(line)] if line.strip() else []
+        except ValueError as error:
+            raise DataError(f"line {number} of {path} is no row in JSON: {error}") from error
+    return rows

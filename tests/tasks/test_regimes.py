@@ -1,10 +1,13 @@
 import shutil
+from collections import OrderedDict, defaultdict
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.core import freeze
 from flax.traverse_util import flatten_dict
 
 import mnemosyne
@@ -29,6 +32,7 @@ from mnemosyne.tasks.regimes import (
     split,
     trained_part,
 )
+from mnemosyne.types import Task
 from tests.helpers import python_blocks
 from tests.tasks.models import GOLDEN, golden
 
@@ -218,3 +222,106 @@ def test_the_documentation_trains_a_public_checkpoint_on(tmp_path, monkeypatch):
     state = jax.eval_shape(tx.init, params)
     updates, _ = jax.eval_shape(tx.update, params, state, params)
     assert jax.tree.map(jnp.shape, updates) == jax.tree.map(jnp.shape, params)
+
+
+class Pair(NamedTuple):
+    body: Any
+    head: Any
+
+
+W, B = jnp.full((3, 2), 0.5), jnp.full(2, 0.25)
+TREES = {
+    "dict": ({"body": {"w": W, "b": B}, "head": {"w": W}}, "head"),
+    "frozen dict": (freeze({"body": {"w": W, "b": B}, "head": {"w": W}}), "head"),
+    "frozen within a dict": ({"body": freeze({"w": W}), "head": freeze({"w": W, "b": B})}, "head"),
+    "ordered dict": (OrderedDict(head={"w": W}, body={"w": W}), "head"),
+    "dict with defaults": (defaultdict(dict, head={"w": W}, body={"w": W}), "head"),
+    "tuple": (((W, B), (W,)), "1"),
+    "list": ([{"w": W}, {"w": W, "b": B}], "1"),
+    "named tuple": (Pair({"w": W}, (W, B)), "head"),
+    "bare arrays": (Pair(W, B), "head"),
+    "tuples in a dict": ({"body": (W, {"b": B}), "head": Pair(W, None)}, "head"),
+    "nothing in places": (
+        {"body": {"w": W, "x": None, "y": (None, B)}, "gone": None, "head": {"w": W, "z": {}}},
+        "head",
+    ),
+    "whole numbers as keys": ({0: {"w": W}, 1: {"w": W}}, "1"),
+    "slashes in keys": ({"mlp/~/linear_0": {"w": W}, "mlp/~/linear_1": {"w": W, "b": B}}, "mlp/~/linear_1"),
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", TREES)
+def test_a_regime_takes_any_tree(name):
+    """What is labelled moves as by its optimizer, the rest stays, and the tree is what it was."""
+    params, head = TREES[name]
+    labels = regime(mnemosyne=(head,))
+    tx = fine_tune(labels, {"mnemosyne": optax.sgd(0.5)})
+    updates, _ = jax.jit(lambda p: tx.update(p, tx.init(p), p))(params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    moved = {path: -2 * u for path, u in jax.tree_util.tree_leaves_with_path(updates) if u.any()}
+    named = lambda path: jax.tree_util.keystr(path[:1], simple=True) == head
+    wanted = {path: x for path, x in jax.tree_util.tree_leaves_with_path(params) if named(path)}
+    assert moved.keys() == wanted.keys()
+    assert all(np.array_equal(moved[path], x) for path, x in wanted.items())
+    trained, frozen = split(params, labels(params))
+    assert len(jax.tree.leaves(trained)) == len(moved)
+    assert len(jax.tree.leaves(frozen)) == len(jax.tree.leaves(params)) - len(moved)
+    joined = merge(trained, frozen)
+    assert jax.tree.structure(joined) == jax.tree.structure(params)
+    assert all(a is b for a, b in zip(jax.tree.leaves(joined), jax.tree.leaves(params), strict=True))
+
+
+@pytest.mark.bad_input
+def test_labels_of_ones_own_may_be_in_another_kind_of_dict():
+    params = freeze({"body": {"w": W, "none": None}, "head": {"w": W}})
+    own = lambda p: {"body": {"w": "frozen", "none": "frozen"}, "head": {"w": "adam"}}
+    tx = fine_tune(own, {"adam": optax.sgd(1.0)})
+    updates, _ = tx.update(params, tx.init(params), params)
+    assert not updates["body"]["w"].any()
+    assert updates["head"]["w"].all()
+    with pytest.raises(ValueError, match=r"there is no label for body\.w: a regime labels every parameter"):
+        split(params, {"head": {"w": "adam"}})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("kind", [dict, freeze])
+def test_variables_are_told_from_parameters(kind, task, weights):
+    wrapped = kind({"params": weights})
+    with pytest.raises(ValueError, match="no head among these parameters: params: give their 'params'"):
+        LAST_LAYER(wrapped)
+    with pytest.raises(ValueError, match="variables, not its parameters: give their 'params'"):
+        trained_part(task, wrapped, LAST_LAYER)
+    with pytest.raises(ValueError, match="no head among these parameters: none"):
+        LAST_LAYER(kind({}))
+
+
+@pytest.mark.bad_input
+def test_a_part_is_trained_of_frozen_dicts(task, weights):
+    """Of weights, and of a task whose parameters are one."""
+    frozen_task = task._replace(init=lambda key: freeze(task.init(key)))
+    plain = trained_part(task, weights, LAST_LAYER)
+    batch = jax.jit(plain.batch)(plain.data, jax.random.key(1))
+    wanted = plain.loss(plain.init(jax.random.key(0)), batch)
+    for t in (task, frozen_task):
+        part = trained_part(t, freeze(weights), LAST_LAYER)
+        start = part.init(jax.random.key(0))
+        assert set(start) == {"head"}
+        assert part.loss(start, part.batch(part.data, jax.random.key(1))) == pytest.approx(float(wanted), rel=1e-5)
+
+
+@pytest.mark.bad_input
+def test_a_part_is_trained_of_a_tuple():
+    layers = lambda key: (jax.random.normal(key, (3, 2)), {"w": jnp.ones((2, 1)), "b": None})
+    loss = lambda params, x: jnp.mean((x @ params[0] @ params[1]["w"]) ** 2)
+    whole = Task(
+        "pair", jnp.ones((4, 3)), layers, lambda data, key: data, loss, lambda p, data: {"loss": loss(p, data)}
+    )
+    params = layers(jax.random.key(1))
+    part = trained_part(whole, params, regime(mnemosyne=("1",)))
+    start = part.init(jax.random.key(0))
+    assert [x.shape for x in jax.tree.leaves(start)] == [(2, 1)]
+    gradient = jax.grad(part.loss)(start, part.batch(part.data, jax.random.key(2)))
+    expected = jax.grad(loss)(params, jnp.ones((4, 3)))
+    assert np.allclose(gradient[1]["w"], expected[1]["w"])
+    assert gradient[0] is None

@@ -189,3 +189,35 @@ def test_a_tokeniser_that_does_not_fit_is_refused(tokenizer):
     small = TINY.clone(vocabulary=40)
     with pytest.raises(ValueError, match=f"knows 40 tokens, the tokeniser {tokenizer.get_vocab_size()}"):
         prompted(ROWS, tokenizer, small)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("between", ["\n", "\r\n", "\n\n"])
+def test_rows_may_have_marks_empty_lines_and_odd_separators(between, tmp_path, monkeypatch):
+    row = {"hypothesis": "one\u2028two", "premise": "A\x85B", "label": "neutral"}
+    line = json.dumps(row, ensure_ascii=False)
+    place("cb", [[row]] * 2, tmp_path, monkeypatch)
+    monkeypatch.setattr("mnemosyne.tasks.superglue.published", lambda name: None)
+    for path in data.paths("cb"):
+        path.write_bytes(gzip.compress(f"\ufeff{line}{between}{line}{between}".encode()))
+    loaded = load_rows("cb")
+    assert list(loaded.train.texts) == ["cb hypothesis: one\u2028two premise: A\x85B"] * 2
+    for path in data.paths("cb"):
+        path.write_bytes(gzip.compress(f"{line}\n{line[:-9]}\n".encode()))
+    with pytest.raises(data.DataError, match=r"line 2 of .*CB\.train\.jsonl\.gz is no row in JSON"):
+        load_rows("cb")
+
+
+@pytest.mark.bad_input
+def test_lengths_and_texts_at_their_ends(tokenizer):
+    part = superglue.Labelled(("", "cat " * 3_000), np.array([0, 1]))
+    found = superglue.encode(tokenizer, part, 8)
+    end = tokenizer.token_to_id("</s>")
+    assert found.tokens[0].tolist() == [end] + 7 * [tokenizer.token_to_id("<pad>")]
+    assert found.mask.sum(axis=1).tolist() == [1, 8]
+    assert superglue.encode(tokenizer, part, 1).tokens.tolist() == [[end], [end]]
+    assert superglue.encode(tokenizer, superglue.Labelled((), np.array([], np.int32)), 8).tokens.shape == (0, 8)
+    with pytest.raises(ValueError, match="a length of 0 tokens has no room for </s>"):
+        superglue.encode(tokenizer, part, 0)
+    with pytest.raises(data.DataError, match=r"half a surrogate pair, at 0"):
+        superglue.encode(tokenizer, superglue.Labelled(("\ud800",), np.array([0])), 8)

@@ -138,7 +138,134 @@ def test_absent_foreign_and_damaged_files_are_errors(tmp_path):
         ("tokenizer.json", "damaged or no tokeniser"),
         ("vocab.txt", r"lacks \[CLS\], \[MASK\], \[SEP\]"),
         ("cut.model", r"cut\.model is damaged or no tokeniser: Error parsing message"),
-        ("other.model", "no unigram model"),
+        ("other.model", r"other\.model is empty"),
     ):
         with pytest.raises(data.DataError, match=problem):
             tokens.load_tokenizer(tmp_path / name)
+
+
+# Files and texts as people have them ----------------------------------------------------------------------------------
+
+HEAD = "".join(f"{name}\n" for name in tokens.BERT_SPECIAL)
+
+
+def vocabulary(folder, content):
+    path = folder / "vocab.txt"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return tokens.load_tokenizer(str(path))
+
+
+ODD = ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1e"]
+VOCABULARIES = {
+    "a byte-order mark": "\ufeff" + HEAD + "a\nb\nc\n",
+    "line ends of Windows": (HEAD + "a\nb\nc\n").replace("\n", "\r\n"),
+    "line ends of old Macs": (HEAD + "a\nb\nc\n").replace("\n", "\r"),
+    "no last line end": HEAD + "a\nb\nc",
+    "empty lines at the end": HEAD + "a\nb\nc\n\n\n",
+    **{f"the piece U+{ord(odd):04X}": HEAD + f"a{odd}\nb\nc\n" for odd in ODD},
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", VOCABULARIES)
+def test_every_piece_has_the_number_of_its_line(name, tmp_path):
+    loaded = vocabulary(tmp_path, VOCABULARIES[name])
+    assert loaded.get_vocab_size() == 8
+    assert loaded.encode("b c").ids == [2, 6, 7, 3]
+
+
+WRONG_VOCABULARIES = {
+    "a piece twice": (HEAD + "a\nb\na\n", "has the piece 'a' in lines 6, 8: which number it has is not known"),
+    "an empty line within": (HEAD + "a\n\nb\n\nc\n", "has the piece '' in lines 7, 9"),
+    "latin-1": ((HEAD + "é\n").encode("latin-1"), "is not UTF-8"),
+    "utf-16": ((HEAD + "a\n").encode("utf-16"), "is UTF-16: save it as UTF-8"),
+    "of another model": ("<s>\n</s>\n<unk>\n", r"lacks \[CLS\], \[MASK\], \[PAD\], \[SEP\], \[UNK\]"),
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", WRONG_VOCABULARIES)
+def test_wrong_vocabularies_are_refused(name, tmp_path):
+    content, says = WRONG_VOCABULARIES[name]
+    with pytest.raises(data.DataError, match=says):
+        vocabulary(tmp_path, content)
+
+
+@pytest.mark.bad_input
+def test_a_vocabulary_with_capitals_is_a_cased_one(tmp_path):
+    cased = vocabulary(tmp_path, HEAD + "[unused0]\nHello\nhello\nWorld\né\ne\n")
+    assert cased.encode("Hello World é").tokens[1:-1] == ["Hello", "World", "é"]
+    uncased = vocabulary(tmp_path, HEAD + "[unused0]\n[MODE_A]\nhello\nworld\ne\n")
+    assert uncased.encode("Hello World é").tokens[1:-1] == ["hello", "world", "e"]
+
+
+@pytest.mark.bad_input
+def test_a_json_file_may_have_a_byte_order_mark(bert, tmp_path):
+    path = tmp_path / "tokenizer.json"
+    path.write_text("\ufeff" + bert.to_str(), encoding="utf-8")
+    assert tokens.load_tokenizer(path).encode(LINES[3]).ids == bert.encode(LINES[3]).ids
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "{", '{"model": 3}', '{"model_max_length": 512}'])
+def test_json_that_is_no_tokeniser_is_refused(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_text(content, encoding="utf-8")
+    with pytest.raises(data.DataError, match=r"tokenizer\.json is damaged or no tokeniser"):
+        tokens.load_tokenizer(tmp_path / "tokenizer.json")
+
+
+@pytest.mark.bad_input
+def test_a_folder_says_which_tokeniser_it_holds(tmp_path):
+    with pytest.raises(data.DataError, match="is a folder; none of these is in it: tokenizer"):
+        tokens.load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_text(HEAD, encoding="utf-8")
+    with pytest.raises(data.DataError, match=r"is a folder; it holds vocab\.txt"):
+        tokens.load_tokenizer(tmp_path)
+
+
+@pytest.mark.bad_input
+def test_a_sentencepiece_of_another_model_is_refused(tmp_path):
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto
+
+    model = ModelProto.FromString((GOLDEN / "spiece.model").read_bytes())
+    for piece in model.pieces:
+        piece.piece = {"<pad>": "[PAD]", "</s>": "[SEP]"}.get(piece.piece, piece.piece)
+    (tmp_path / "spiece.model").write_bytes(model.SerializeToString())
+    with pytest.raises(data.DataError, match=r"lacks </s>, <pad>: a T5's vocabulary is wanted"):
+        tokens.load_tokenizer(tmp_path / "spiece.model")
+
+
+STREAMS = {
+    "no text": ("", 0),
+    "line ends alone": ("\n\r\n\r", 0),
+    "spaces alone": (" \t \u3000", 0),
+    "a byte-order mark alone": ("\ufeff", 0),
+    "line ends of Windows": ("the\r\ncats\r\n", "the\ncats\n"),
+    "line ends of old Macs": ("the\rcats", "the\ncats"),
+    "separators within a line": ("the\u2028cats\x85see\x0cdogs", "the cats see dogs"),
+    "a zero": ("the\x00 cats", "the cats"),
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", STREAMS)
+def test_a_stream_of_odd_text(name, bert):
+    odd, plain = STREAMS[name]
+    row = tokens.stream(bert, odd)
+    assert row.dtype == np.int32
+    assert row.tolist() == ([] if plain == 0 else tokens.stream(bert, plain).tolist())
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("half", [0xD800, 0xDC80])
+def test_half_a_surrogate_pair_is_named(half, bert):
+    for call in (lambda x: tokens.stream(bert, x), lambda x: tokens.wordpiece([x], 50)):
+        with pytest.raises(data.DataError, match=rf"U\+{half:04X}, half a surrogate pair, at 4: decode it"):
+            call(f"the {chr(half)}cat")
+
+
+@pytest.mark.bad_input
+def test_texts_are_not_one_text():
+    with pytest.raises(ValueError, match=r"texts are wanted, and this is one.*splitlines"):
+        tokens.wordpiece("the cat sat", 50)
+    assert pieces(tokens.wordpiece(["", "\n"], 50)) == list(tokens.BERT_SPECIAL)

@@ -2,7 +2,7 @@
 
 bert = wordpiece(lines, size=2_000)  # [CLS] text [SEP]
 t5 = with_sentinels(wordpiece(lines, size=2_000, special=T5_SPECIAL))  # text </s>
-public = load_tokenizer(Path("spiece.model"))
+public = load_tokenizer("spiece.model")
 numbers = bert.encode("to be, or not to be").ids
 
 Nothing is fetched. Whatever a tokeniser came from, the `tokenizers` library runs it, and its `save` keeps it in a file
@@ -11,15 +11,17 @@ that `load_tokenizer` reads.
 
 import heapq
 import itertools
+import re
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
+from mnemosyne.store import StoreError
 from mnemosyne.tasks.data.images import DataError
+from mnemosyne.tasks.files import File, local, read_bytes, read_text, whole
 
 BERT_SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 T5_SPECIAL = ("<pad>", "</s>", "<unk>")
@@ -27,7 +29,12 @@ SENTINEL = "<extra_id_{}>"
 SENTINELS = 100
 """How many T5 has."""
 
+FILES = ("tokenizer.json", "vocab.txt", "spiece.model")
+WANTED = f"{', '.join(FILES[:-1])} or {FILES[-1]} is wanted"
 LETTERS = normalizers.BertNormalizer(lowercase=True)
+CASED = normalizers.BertNormalizer(lowercase=False)
+CAPITAL = re.compile(r"^[^\[].*[A-Z]|^[A-Z]")  # not in [unused0] and the like
+HALVES = re.compile("[\ud800-\udfff]")
 WORDS = pre_tokenizers.BertPreTokenizer()
 
 Pair = tuple[str, str]  # of neighbouring pieces
@@ -48,29 +55,37 @@ def wordpiece(texts: Iterable[str], size: int, special: tuple[str, ...] = BERT_S
         their letters. The trainer of the `tokenizers` library gives another vocabulary each time.
 
     Raises:
-        ValueError: if `size` has no room for the special tokens and every letter.
+        ValueError: if `size` has no room for the special tokens and every letter; if `texts` is one text.
+        DataError: if a text is no text in Unicode.
     """
-    words = Counter(word for text in texts for word, _ in WORDS.pre_tokenize_str(LETTERS.normalize_str(text)))
+    if isinstance(texts, str):
+        raise ValueError("texts are wanted, and this is one, of which each would be a letter: give text.splitlines()")
+    words = Counter(word for text in map(checked, texts) for word, _ in WORDS.pre_tokenize_str(LETTERS.normalize_str(text)))
     return _wordpiece([*special, *_learn(words, size - len(special))], special)
 
 
-def load_tokenizer(path: Path) -> Tokenizer:
+def load_tokenizer(path: File) -> Tokenizer:
     """Load a tokeniser from a local file.
 
     Args:
-        path: `tokenizer.json` as the `tokenizers` library saves it; `vocab.txt`, the pieces of an uncased BERT, one a
-            line; or `spiece.model`, the SentencePiece file of a T5, which then gets its sentinels.
+        path: `tokenizer.json` as the `tokenizers` library saves it; `vocab.txt`, the pieces of a BERT, one a line,
+            which is a cased one if there are capitals in it; or `spiece.model`, the SentencePiece file of a T5, which
+            then gets its sentinels.
 
     Raises:
         DataError: if the file is absent, damaged or of another kind.
     """
-    readers = {".json": lambda p: Tokenizer.from_file(str(p)), ".txt": _read_pieces, ".model": _read_sentencepiece}
+    path = local(path)
+    readers = {".json": _read_json, ".txt": _read_pieces, ".model": _read_sentencepiece}
+    if path.is_dir():
+        there = [name for name in FILES if (path / name).exists()]
+        raise DataError(f"{path} is a folder; {f'it holds {there[0]}' if there else 'none of these is in it'}: {WANTED}")
     if path.suffix not in readers:
-        raise DataError(f"{path.name} is no tokeniser: tokenizer.json, vocab.txt or spiece.model is wanted")
-    if not path.is_file():
-        raise DataError(f"{path} is missing: put the tokeniser's file there. Nothing is downloaded")
+        raise DataError(f"{path.name} is no tokeniser: {WANTED}")
     try:
-        return readers[path.suffix](path)
+        return readers[path.suffix](whole(path))
+    except StoreError as error:
+        raise DataError(f"no tokeniser: {error}") from error
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
     except Exception as error:  # the library raises Exception itself
@@ -96,15 +111,31 @@ def special_tokens(tokenizer: Tokenizer, *names: str) -> tuple[int, ...]:
 
 
 def stream(tokenizer: Tokenizer, text: str) -> Int[np.ndarray, "n"]:
-    """Turn a text into one long row of tokens, line by line, without special ones."""
-    encoded = tokenizer.encode_batch_fast(text.splitlines(), add_special_tokens=False)
-    return np.concatenate([np.array(e.ids, np.int32) for e in encoded])
+    """Turn a text into one long row of tokens, line by line, without special ones; of no text, none.
+
+    Raises:
+        DataError: if it is no text in Unicode.
+    """
+    encoded = tokenizer.encode_batch_fast(checked(text).splitlines(), add_special_tokens=False)
+    return np.concatenate([np.array([], np.int32), *(np.array(e.ids, np.int32) for e in encoded)])
 
 
-def _wordpiece(pieces: list[str], special: tuple[str, ...]) -> Tokenizer:
+def checked(text: str) -> str:
+    """The text itself, whose characters are all of Unicode.
+
+    Raises:
+        DataError: if there is half a surrogate pair, of which no tokeniser can make anything.
+    """
+    if half := HALVES.search(text):
+        found = f"U+{ord(half[0]):04X}, half a surrogate pair, at {half.start()}"
+        raise DataError(f"the text has {found}: decode it as UTF-8, with errors='replace' if it must be")
+    return text
+
+
+def _wordpiece(pieces: list[str], special: tuple[str, ...], letters: normalizers.Normalizer = LETTERS) -> Tokenizer:
     unknown = next(name for name in special if "unk" in name.lower())
     tokenizer = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token=unknown))
-    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = LETTERS, WORDS, decoders.WordPiece()
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = letters, WORDS, decoders.WordPiece()
     return _framed(tokenizer, special)
 
 
@@ -162,21 +193,32 @@ def _join(parts: tuple[str, ...], pair: Pair, joined: str) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _read_pieces(path: Path) -> Tokenizer:
-    pieces = path.read_text(encoding="utf-8").splitlines()
+def _read_json(path: File) -> Tokenizer:
+    return Tokenizer.from_str(read_text(path))
+
+
+def _read_pieces(path: File) -> Tokenizer:
+    # Other separators than a line's end, such as U+2028, may be pieces themselves.
+    pieces = re.split(r"\r\n|\r|\n", read_text(path).rstrip("\r\n"))
     if missing := set(BERT_SPECIAL) - set(pieces):
         raise DataError(f"lacks {', '.join(sorted(missing))}: a BERT's vocabulary is wanted, a piece a line")
-    return _wordpiece(pieces, BERT_SPECIAL)
+    if twice := [piece for piece, times in Counter(pieces).items() if times > 1]:
+        lines = ", ".join(str(i) for i, piece in enumerate(pieces, start=1) if piece == twice[0])
+        raise DataError(f"has the piece {twice[0]!r} in lines {lines}: which number it has is not known")
+    cased = any(CAPITAL.search(piece) for piece in pieces if piece not in BERT_SPECIAL)
+    return _wordpiece(pieces, BERT_SPECIAL, CASED if cased else LETTERS)
 
 
-def _read_sentencepiece(path: Path) -> Tokenizer:
+def _read_sentencepiece(path: File) -> Tokenizer:
     """Read SentencePiece's own file: pieces with their log-probabilities, and a map of characters."""
     from sentencepiece.sentencepiece_model_pb2 import ModelProto, TrainerSpec
 
-    model = ModelProto.FromString(path.read_bytes())
+    model = ModelProto.FromString(read_bytes(path))
     if not model.pieces or model.trainer_spec.model_type != TrainerSpec.UNIGRAM:
         raise DataError("holds no unigram model, which T5's is")
-    unknown = next(i for i, piece in enumerate(model.pieces) if piece.type == piece.UNKNOWN)
+    if missing := set(T5_SPECIAL) - {piece.piece for piece in model.pieces}:
+        raise DataError(f"lacks {', '.join(sorted(missing))}: a T5's vocabulary is wanted")
+    unknown = next(i for i, piece in enumerate(model.pieces) if piece.piece == "<unk>")
     tokenizer = Tokenizer(models.Unigram([(piece.piece, piece.score) for piece in model.pieces], unknown))
     characters = model.normalizer_spec.precompiled_charsmap
     tokenizer.normalizer = normalizers.Sequence(
