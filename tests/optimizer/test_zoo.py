@@ -189,12 +189,12 @@ def test_numbers_and_schedules_are_step_sizes(step_size):
     assert tx.update(TWO, tx.init(TWO))[0].keys() == TWO.keys()
 
 
+NO_STEP_SIZES = (math.nan, math.inf, -1.0, True, None, "1", [1.0], jnp.ones(2), jnp.array(jnp.nan))
+NO_SCHEDULES = (lambda t: None, lambda t: "x", lambda: 1.0, lambda t: jnp.ones(2))
+
+
 @pytest.mark.bad_input
-@pytest.mark.parametrize(
-    "step_size",
-    [math.nan, math.inf, -1.0, True, None, "1", [1.0], jnp.ones(2), jnp.array(jnp.nan)]
-    + [lambda t: None, lambda t: "x", lambda: 1.0, lambda t: jnp.ones(2)],
-)
+@pytest.mark.parametrize("step_size", [*NO_STEP_SIZES, *NO_SCHEDULES])
 def test_what_is_no_step_size_is_refused_where_it_is_given(step_size):
     with pytest.raises(ValueError, match="step_size must be a finite number ≥ 0, or a schedule"):
         pretrained("light", step_size)
