@@ -156,7 +156,7 @@ def partial(path: Path) -> Iterator[Path]:
         StoreError: if it cannot be written.
     """
     path = Path(path)
-    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}{PARTS[1:]}")
+    beside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.{os.getpid()}{PARTS[1:]}")
     try:
         yield beside
         _to_disk(beside)
