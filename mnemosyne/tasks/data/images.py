@@ -236,11 +236,9 @@ def _download(address: str, path: Path, original: Original) -> None:
                 _copy(chunks, beside)
         except (OSError, HTTPException) as error:
             raise DataError(f"could not download {address}: {error}; nothing was kept") from error
-        size = beside.stat().st_size
-        if size < original.bytes:
-            raise DataError(f"{address} was cut short after {size:,} of {original.bytes:,} bytes; nothing was kept")
         if _sha256(beside) != original.sha256:
-            raise DataError(f"{address} is not the published file; nothing was kept")
+            size = f"{beside.stat().st_size:,} of {original.bytes:,} bytes came"
+            raise DataError(f"{address} is cut short or not the published file: {size}; nothing was kept")
 
 
 def _copy(chunks: Iterator[bytes], path: Path) -> None:
