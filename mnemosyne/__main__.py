@@ -24,10 +24,11 @@ def data(action: str, name: str | None) -> None:
     """List data sets, download one's originals, or check that they are the published files."""
     with extra("data", "tasks"):
         from mnemosyne.tasks.data import images
+    originals = images.originals()
     if action == "list":
         for known in images.NAMES:
             print(f"{known:14s} {images.state(known)}")
-        print(f"originals: {images.originals()} (MNEMOSYNE_DATA)")
+        print(f"originals: {originals} (MNEMOSYNE_DATA)")
         return
     if name is None:
         raise ValueError(f"which data set? python -m mnemosyne data {action} {'|'.join(images.SOURCES)}")

@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -78,8 +79,22 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     few = lambda images, text: [suite.regression(3, (4,), "relu"), suite.mlp(suite.small(images, 4), (3,), "relu")]
     monkeypatch.setattr(sets, "varied_train", few)
     monkeypatch.setattr(sets, "varied_validation", few)
-    monkeypatch.setattr(recipes.by_search, "__defaults__", ("digits", "synthetic"))
-    args = ["search", "--out", str(tmp_path), "--iterations", "2", "--steps", "20", "--marks", "10", "20"]
+    args = [
+        "search",
+        "--images",
+        "digits",
+        "--text",
+        "synthetic",
+        "--out",
+        str(tmp_path),
+        "--iterations",
+        "2",
+        "--steps",
+        "20",
+        "--marks",
+        "10",
+        "20",
+    ]
     args += ["--pairs", "2", "--selection.marks", "20", "--selection.seeds", "0"]
     code, said = call(capsys, *args)
     assert code == 0
@@ -90,7 +105,7 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
     card = (tmp_path / "paced.md").read_text()
     command = card.split("`")[1].split()
-    assert sorted(command[3:]) == sorted(["search", *args[3:]])
+    assert sorted(command[3:]) == sorted(args[: args.index("--out")] + args[args.index("--out") + 2 :])
     assert zoo.digest("normalised") in card
 
 
@@ -101,6 +116,77 @@ def test_meta_train_mistakes(capsys):
     code, said = call(capsys, "meta-train", "light", "--dataset", "digits", "--window", "7")
     assert code == 2
     assert "window 7 does not divide horizon 100" in " ".join((said.out + said.err).replace("│", " ").split())
+
+
+def never(*args, **kwargs):
+    raise AssertionError("work was begun")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--iterations", "50"], "iterations must be a multiple of 20, got 50"),
+        (["--iterations", "0"], "iterations must be at least 1, got 0"),
+        (["--iterations", "x"], "iterations"),
+        (["--seed", "-1"], "seed must be at least 0"),
+        (["--seed", "4294967296"], "seed must be below 2**32"),
+        (["--learning-rate", "nan"], "learning_rate must be a finite number"),
+        (["--selection.marks", "0"], "each of marks must be at least 1"),
+        (["--selection.snapshots", "0"], "snapshots must be at least 1"),
+        (["--selection.seeds", "-1"], "each of seeds must be at least 0"),
+        (["--out", "file"], "cannot write results to file: File exists"),
+        (["--out", "file/deeper"], "cannot write results to file/deeper: Not a directory"),
+    ],
+)
+def test_bad_arguments_of_meta_train_fail_before_any_work(capsys, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(recipes.data, "load", never)
+    code, said = call(capsys, "meta-train", "light", "--dataset", "digits", *words)
+    assert code
+    assert message in " ".join(f"{code} {said.out} {said.err}".replace("│", " ").split())
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+@pytest.mark.bad_input
+def test_data_that_meta_training_cannot_use_is_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "none"))
+    out = ["--out", str(tmp_path / "out")]
+    assert "unknown data set 'mnits'" in call(capsys, "meta-train", "light", "--dataset", "mnits", *out)[0]
+    assert "mnist is not usable" in call(capsys, "meta-train", "light", *out)[0]
+    assert "shakespeare is text, not images" in call(capsys, "meta-train", "light", "--dataset", "shakespeare", *out)[0]
+    assert "unknown text 'x'" in call(capsys, "search", "--images", "digits", "--text", "x", *out)[0]
+
+
+def test_the_recipe_serves_images_of_any_size():
+    """The networks of the recipe are for images of MNIST's size; `digits`, which are always there, are 8×8."""
+    trainer = recipes.by_truncation("light", MetaConfig(iterations=20), "digits").trainer
+    for task in trainer.tasks:
+        params = jax.eval_shape(task.init, jax.random.key(0))
+        batch = jax.eval_shape(lambda key, task=task: task.batch(task.data, key), jax.random.key(0))
+        assert jax.eval_shape(task.loss, params, batch).shape == ()
+
+
+@pytest.mark.bad_input
+def test_a_root_that_is_no_checkout_is_named(capsys, tmp_path, monkeypatch):
+    for root, message in ((tmp_path, "holds no notebooks"), (tmp_path / "nowhere", "is no folder")):
+        monkeypatch.setenv("MNEMOSYNE_ROOT", str(root))
+        for command in ("reproduce", "publish"):
+            code, said = call(capsys, command)
+            assert message in code
+            assert str(root) in code
+            assert not said.out
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("words", [("list",), ("fetch", "mnist"), ("verify", "mnist")])
+def test_a_file_in_the_place_of_the_data_is_named(capsys, tmp_path, monkeypatch, words):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "file"))
+    code, said = call(capsys, "data", *words)
+    assert f"{tmp_path / 'file'} is a file, and should be the folder of the originals" in code
+    assert not said.out
 
 
 @pytest.mark.parametrize(("module", "config"), [("truncated.py", MetaConfig), ("pes.py", PESConfig)])

@@ -29,9 +29,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from mnemosyne import store
 from mnemosyne.book import claims, folders
 from mnemosyne.book.claims import Claim
-from mnemosyne.book.kept import Kept
+from mnemosyne.book.kept import Kept, find
 from mnemosyne.book.keys import Deferred, code, combined, program, shapes, value
 from mnemosyne.book.scale import Scale, resized, scale_named
 from mnemosyne.evaluate import Contender, course, train
@@ -123,16 +124,16 @@ class Run:
     def meta_train(self, trainer: Any) -> tuple[Deferred, Deferred]:
         """`metatrain.meta_train`, once: (θ, log), each read or computed when its value is asked for.
 
-        A second call reads what the first wrote, and a killed one goes on from its last checkpoint. The key is the
-        programs of the start and of an iteration as JAX traces them, the tasks' data, and JAX's version.
+        A second call reads what the first wrote, and a killed one goes on from its last checkpoint. Of two at a time
+        one waits for the other. The key is the programs of the start and of an iteration as JAX traces them, the tasks'
+        data, and JAX's version.
         """
         data, like = tuple(t.data for t in trainer.tasks), jax.eval_shape(trainer.start)
         programs = program(trainer.start), program(trainer.iterate, like, data)
         key = combined("meta-train", *programs, value(data), value(trainer.config.iterations), jax.__version__)
         folder, of_theta = folders.cache() / "meta-training" / key[:24], combined("theta", key)
 
-        @functools.cache
-        def trained() -> tuple[Theta, list[dict]]:
+        def computed() -> tuple[Theta, list[dict]]:
             if self.kept.force:
                 shutil.rmtree(folder, ignore_errors=True)
             theta, log = meta_train(trainer, folder=folder)
@@ -141,6 +142,17 @@ class Run:
             keep.get(key, lambda: log)
             shutil.rmtree(folder)  # its checkpoint holds every optimizee's memories: a hundred times θ
             return theta, log
+
+        @functools.cache
+        def trained() -> tuple[Theta, list[dict]]:
+            others, lock = [], folders.cache() / "locks" / f"{folder.name}.lock"
+            lock.parent.mkdir(parents=True, exist_ok=True)
+            with store.locked(lock, lambda who: others.append(_waiting(who))):
+                if others and find(key):
+                    kept = Kept(used=self.kept.used)
+                    theta, _ = kept.arrays(of_theta, like.theta, lambda: (computed()[0], {}))
+                    return theta, kept.get(key, lambda: computed()[1])
+                return computed()
 
         theta = lambda: self.kept.arrays(of_theta, like.theta, lambda: (trained()[0], {}))[0]
         log = lambda: self.kept.get(key, lambda: trained()[1])
@@ -263,6 +275,10 @@ def open_run(
     pd.set_option("display.max_colwidth", None)
     print(f"{notebook} at scale {chosen.name}: {chosen.data}, {chosen.seeds} seeds from {run.seeds[0]}")
     return run
+
+
+def _waiting(who: str) -> None:
+    print(f"{who} meta-trains the same; waiting for it to end", flush=True)
 
 
 def _shown(made: Sequence[Claim]) -> pd.DataFrame:

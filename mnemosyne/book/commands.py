@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mnemosyne.book import folders
 from mnemosyne.book.publish import publish as publish_runs
 from mnemosyne.book.reproduce import reproduce as reproduce_notebooks
 from mnemosyne.metatrain.recipes import SEARCHED, Selection, by_search, by_truncation, make_weights
@@ -35,6 +36,7 @@ def reproduce(
         keep_going: start others after a notebook that failed.
         jobs: notebooks that run at a time; 2 are faster on a CPU, an accelerator serves one.
     """
+    folders.checkout()
     return reproduce_notebooks(scale=scale, seed=seed, only=only, force=force, keep_going=keep_going, jobs=jobs)
 
 
@@ -49,6 +51,7 @@ def publish(
         scale: of the runs, whose seed is 0.
         only: notebooks, by number (03) or name; all by default.
     """
+    folders.checkout()
     print(f"{len(publish_runs(scale=scale, only=only))} files published")
     return 0
 
@@ -68,9 +71,10 @@ def meta_train(
         meta: what meta-training does.
         selection: how a snapshot is chosen afterwards.
         out: folder of the run; data/meta-training/<name> by default.
-        dataset: images to meta-train on.
+        dataset: images to meta-train on; `digits` are always there.
     """
     folder = out or Path("data") / "meta-training" / name
+    folders.writable(folder)
     report(make_weights(name, by_truncation(name, meta, dataset), folder, selection, line))
     return 0
 
@@ -80,6 +84,8 @@ def search(
     selection: Selection = SEARCHED,
     *,
     out: Path = Path("data/meta-training/paced"),
+    images: str = "mnist",
+    text: str = "wikitext2",
 ) -> int:
     """Search for the pace of `paced`; the same command goes on after a kill.
 
@@ -87,8 +93,11 @@ def search(
         config: what the search does.
         selection: how a snapshot is chosen afterwards.
         out: folder of the run.
+        images: a data set for the networks that see images; `digits` are always there.
+        text: a data set for those that read; `synthetic` is always there.
     """
-    report(make_weights("paced", by_search("paced", config), out, selection, line))
+    folders.writable(out)
+    report(make_weights("paced", by_search("paced", config, images, text), out, selection, line))
     return 0
 
 
@@ -99,7 +108,8 @@ def line(row: dict) -> None:
 
 def report(path: Path) -> None:
     """Say where new weights are and how to ship them."""
-    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it; to ship it, copy the three to {zoo.folder()}")
+    print(f"wrote {path}, with a card (.md) and a log (.csv) beside it")
+    print(f"to ship it, copy the three to {zoo.folder()} and put its SHA-256 into {zoo.SUMS} there")
 
 
 COMMANDS = {"reproduce": reproduce, "publish": publish, "meta-train": meta_train, "search": search}

@@ -8,16 +8,32 @@ def root() -> Path:
     """The checkout: `$MNEMOSYNE_ROOT`, or the nearest folder upwards that holds `notebooks/`.
 
     Raises:
-        FileNotFoundError: outside a checkout, saying how to point at one.
+        FileNotFoundError: outside a checkout, or if `$MNEMOSYNE_ROOT` is no folder, saying how to point at one.
     """
     if os.environ.get("MNEMOSYNE_ROOT"):
-        return Path(os.environ["MNEMOSYNE_ROOT"])
+        pointed = Path(os.environ["MNEMOSYNE_ROOT"])
+        if not pointed.is_dir():
+            raise FileNotFoundError(
+                f"MNEMOSYNE_ROOT is {pointed}, which is no folder: set it to a checkout of mnemosyne"
+            )
+        return pointed
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks").is_dir() and (folder / "mnemosyne").is_dir():
             return folder
     raise FileNotFoundError(
         f"no checkout of mnemosyne at or above {Path.cwd()}; run from inside one or set MNEMOSYNE_ROOT to it"
     )
+
+
+def checkout() -> Path:
+    """`root`, with its notebooks.
+
+    Raises:
+        FileNotFoundError: where there are none, as where `$MNEMOSYNE_ROOT` is another folder.
+    """
+    if not any((root() / "notebooks").glob("[0-9][0-9]_*.ipynb")):
+        raise FileNotFoundError(f"{root()} holds no notebooks: set MNEMOSYNE_ROOT to a checkout of mnemosyne")
+    return root()
 
 
 def runs(scale: str, seed: int = 0) -> Path:

@@ -3,12 +3,12 @@
 What is run is a trainer: `truncated.Truncated` (paper App. B.1), `pes.PES` (persistent evolution strategies),
 `search.Search` (whole runs) or `replicas.Replicas` (some of the first kind side by side). Each is a value with `start`,
 `iterate`, `tasks`, `config`, `chunk` and `save_every`; `meta_train` knows no more of it. Where inner runs go on from
-one outer step to the next, trainers share three functions: `begin`, `renew` for runs that are over, and `descend`.
+one outer step to the next, trainers share three functions: `begin`, `renew` for runs that are over, and `descend`. The
+files are those of `run_folder`.
 """
 
-import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,12 @@ import optax
 from jaxtyping import Array, Bool
 
 from mnemosyne import store
+from mnemosyne.metatrain.checks import check_chunks
+from mnemosyne.metatrain.run_folder import RunFolder, opened
 from mnemosyne.types import State, Task, Theta
+
+EVERY = (10.0, 60.0)
+"""Seconds between checkpoints: at least and at most; in between, twenty times what saving one has taken."""
 
 
 def meta_train(
@@ -33,11 +38,12 @@ def meta_train(
 
     Args:
         trainer: a `Truncated`, a `PES`, a `Search` or a `Replicas`. Its `chunk` iterations are compiled into
-            one program, and a row of the log is their mean; every `save_every` iterations, θ and a checkpoint are
-            saved. A measurement of several runs is a list in the log.
-        folder: where `log.jsonl`, `checkpoint.safetensors` and snapshots of θ go. If it holds a checkpoint of
-            the same configuration, training goes on from there, and ends in the same bits as if it had never
-            stopped.
+            one program, and a row of the log is their mean; every `save_every` iterations, a snapshot of θ is saved. A
+            measurement of several runs is a list in the log.
+        folder: where `log.jsonl`, checkpoints and snapshots of θ go. A checkpoint is saved with each snapshot and, by
+            the time of `EVERY`, between them. If the folder holds one of the same configuration, training goes on from
+            there, and ends in the same bits as if it had never stopped. A checkpoint that is damaged is told, and
+            training goes on from the one before, or starts again.
         report: called with each row of the log.
 
     Returns:
@@ -46,19 +52,28 @@ def meta_train(
     Raises:
         ValueError: if the trainer's chunk does not divide the iterations, or the folder holds a checkpoint of
             another configuration.
+        store.StoreError: if another process meta-trains into the folder, or a file cannot be written.
     """
-    iterations, chunk = trainer.config.iterations, trainer.chunk
-    if iterations % chunk:
-        raise ValueError(f"iterations must be a multiple of {chunk}, got {iterations}")
-    carry, log = trainer.start(), []
-    if folder is not None:
-        carry, log = _resume(folder, carry, trainer)
+    check_chunks(trainer, trainer.config)
+    if folder is None:
+        return run(trainer, None, report)
+    with opened(folder, identity(trainer)) as kept:
+        return run(trainer, kept, report)
+
+
+def run(trainer: Any, folder: RunFolder | None, report: Callable[[dict], None]) -> tuple[Theta, list[dict]]:
+    """Meta-train into a folder that is open already; see `meta_train`."""
+    known = folder and folder.last(jax.eval_shape(trainer.start))
+    carry, log = known or (trainer.start(), [])
     # A buffer of its own for every leaf, since all are donated, and no weak types, which would compile twice.
     carry = jax.tree.map(lambda a: jax.lax.convert_element_type(jnp.copy(a), a.dtype), carry)
     program = jax.jit(lambda carry, data: _iterate(trainer, carry, data), donate_argnums=0)
-    data = tuple(t.data for t in trainer.tasks)
+    data, iterations = tuple(t.data for t in trainer.tasks), trainer.config.iterations
+    if folder is not None:
+        folder.row(log)
     for row in log:
         report(row)
+    saved, cost = time.monotonic(), 0.0
     while int(carry.iteration) < iterations:
         began = time.perf_counter()
         carry, measured = program(carry, data)
@@ -66,9 +81,30 @@ def meta_train(
         row["seconds"] = round(time.perf_counter() - began, 3)
         log.append(row)
         if folder is not None:
-            _save(folder, carry, row, row["iteration"] in (iterations, *range(0, iterations, trainer.save_every)))
+            folder.row(log)
+            keep = row["iteration"] in (iterations, *range(0, iterations, trainer.save_every))
+            if keep:
+                folder.snapshot(carry.theta, row["iteration"])
+            if keep or time.monotonic() - saved >= _pause(cost):
+                saving = time.monotonic()
+                folder.checkpoint(carry, log)
+                saved = time.monotonic()
+                cost = saved - saving
         report(row)
     return carry.theta, log
+
+
+def _pause(cost: float) -> float:
+    """Seconds from a checkpoint to the next, if one takes `cost` seconds."""
+    return float(np.clip(20.0 * cost, *EVERY))
+
+
+def identity(trainer: Any) -> dict:
+    """What makes two runs the same: the trainer, its configuration, the shapes of θ, the tasks' names."""
+    theta = jax.eval_shape(trainer.start).theta
+    shapes = dict(zip(store.names(theta), (list(a.shape) for a in jax.tree.leaves(theta)), strict=True))
+    about = {"trainer": type(trainer).__name__, "config": asdict(trainer.config), "theta": shapes}
+    return {**about, "tasks": [t.name for t in trainer.tasks]}
 
 
 class Carry(NamedTuple):
@@ -128,13 +164,6 @@ def descend(config: Any, carry: Carry, gradient: Theta) -> tuple[Theta, State, A
     return optax.apply_updates(carry.theta, update), meta, norm, usable
 
 
-def check_positive(config: Any, *names: str) -> None:
-    """Raise a ValueError unless these fields of a configuration are at least one."""
-    for name in names:
-        if getattr(config, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(config, name)}")
-
-
 def meta_adam(config: Any) -> optax.GradientTransformation:
     """Adam on θ with a clipped gradient: `config`'s learning_rate, cosine-decayed to a tenth over its iterations."""
     rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations, alpha=0.1)
@@ -145,38 +174,3 @@ def _iterate(trainer: Any, carry: Any, data: tuple) -> tuple[Any, dict]:
     """A chunk of meta-steps in one program; measurements are their means."""
     carry, measured = jax.lax.scan(lambda c, _: trainer.iterate(c, data), carry, None, length=trainer.chunk)
     return carry, jax.tree.map(lambda a: jnp.mean(a, axis=0), measured)
-
-
-def _resume(folder: Path, start: Any, trainer: Any) -> tuple[Any, list[dict]]:
-    folder.mkdir(parents=True, exist_ok=True)
-    shapes = dict(zip(store.names(start.theta), (list(a.shape) for a in jax.tree.leaves(start.theta)), strict=True))
-    about = {"trainer": type(trainer).__name__, "config": asdict(trainer.config), "theta": shapes}
-    identity = json.dumps({**about, "tasks": [t.name for t in trainer.tasks]}, indent=1)
-    note = folder / "config.json"
-    if note.exists() and note.read_text() != identity:
-        raise ValueError(f"{folder} holds a run of another configuration: {note}. Choose another folder.")
-    note.write_text(identity)
-    checkpoint = folder / "checkpoint.safetensors"
-    if not checkpoint.exists():
-        (folder / "log.jsonl").unlink(missing_ok=True)
-        return start, []
-    carry = store.load_tree(checkpoint, start)
-    log = [row for row in read_log(folder) if row["iteration"] <= int(carry.iteration)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
-    return carry, log
-
-
-def read_log(folder: Path) -> Iterator[dict]:
-    """Read a run's `log.jsonl`, leaving out a last line that a crash cut short."""
-    for line in (folder / "log.jsonl").read_text().splitlines(keepends=True):
-        if line.endswith("\n"):
-            yield json.loads(line)
-
-
-def _save(folder: Path, carry: Any, row: dict, keep: bool) -> None:
-    """Append the row; now and then save θ for selection and a checkpoint to go on from."""
-    with (folder / "log.jsonl").open("a") as f:
-        f.write(json.dumps(row) + "\n")
-    if keep:
-        store.save_tree(folder / f"theta-{row['iteration']:06d}.safetensors", carry.theta)
-        store.save_tree(folder / "checkpoint.safetensors", carry)

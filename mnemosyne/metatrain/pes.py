@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from mnemosyne.inner import inner_step
-from mnemosyne.metatrain.loop import Carry, begin, check_positive, descend, renew
+from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed, check_whole
+from mnemosyne.metatrain.loop import Carry, begin, descend, renew
 from mnemosyne.types import Learned, Params, State, Task, Theta
 
 
@@ -39,7 +40,13 @@ class PESConfig:
 
     def __post_init__(self):
         check_positive(self, "iterations", "window", "pairs")
+        check_above_zero(self, "sigma", "clip", "worst")
+        check_not_negative(self, "learning_rate")
+        check_seed(self.seed)
+        if not self.horizons:
+            raise ValueError("horizons must hold one at least")
         for horizon in self.horizons:
+            check_whole("each of horizons", horizon, 1)
             if horizon % self.window:
                 raise ValueError(f"window {self.window} does not divide horizon {horizon}")
 

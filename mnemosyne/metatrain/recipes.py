@@ -14,7 +14,9 @@ import pandas as pd
 
 from mnemosyne import store
 from mnemosyne.evaluate import Contender, train
-from mnemosyne.metatrain.loop import meta_train
+from mnemosyne.metatrain.checks import check_chunks, check_positive, check_seed, check_whole
+from mnemosyne.metatrain.loop import identity, run
+from mnemosyne.metatrain.run_folder import SNAPSHOTS, iteration_of, opened
 from mnemosyne.metatrain.search import Search, SearchConfig
 from mnemosyne.metatrain.students import by_coordinate, whole
 from mnemosyne.metatrain.truncated import MetaConfig, Truncated
@@ -45,6 +47,15 @@ class Selection:
     seeds: tuple[int, ...] = (0,)
     snapshots: int = 8  # the last so many
 
+    def __post_init__(self):
+        check_positive(self, "snapshots")
+        if not (self.marks and self.seeds):
+            raise ValueError("marks and seeds must hold one at least")
+        for mark in self.marks:
+            check_whole("each of marks", mark, 1)
+        for seed in self.seeds:
+            check_seed(seed, "each of seeds")
+
 
 SEARCHED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
 """How a snapshot of a search is chosen."""
@@ -53,9 +64,24 @@ TASKS = dict.fromkeys(("tensor", "tensor_averaged"), sets.TENSOR_TRAIN)
 """Who learns on other networks than `sets.META_TRAIN`."""
 
 
+MNIST = (28, 1)
+"""Pixels on a side and channels of the images that the networks of `sets.META_TRAIN` are for."""
+
+
 def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe:
-    """The paper's way (App. B.1): small networks on MNIST, horizons of 100 steps, imitation of Adam."""
-    images = data.load(dataset)
+    """The paper's way (App. B.1): small networks on MNIST, horizons of 100 steps, imitation of Adam.
+
+    Args:
+        name: a key of `registry.OPTIMIZERS`.
+        meta: what meta-training does.
+        dataset: of images. Others than MNIST's are interpolated to its size, which the networks are for.
+
+    Raises:
+        ValueError: if the iterations are not whole chunks.
+        DataError: if the data set is unknown, absent or damaged.
+    """
+    check_chunks(Truncated, meta)
+    images = data.resize(data.load(dataset), *MNIST)
     members, entry = TASKS.get(name, sets.META_TRAIN), OPTIMIZERS[name]
     rule = entry.coordinatewise
     student = by_coordinate(*rule, meta.coordinates) if rule else whole(entry.learned, meta.horizon)
@@ -64,19 +90,20 @@ def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe
         complete=lambda theta: theta,
         validation=sets.build(sets.META_VALIDATION, images),
         about=(
-            f"- **Data**: {dataset}, training split without its {len(images.validation.labels):,} validation images; "
-            "batches of 64.",
+            f"- **Data**: {images.name}, training split without its {len(images.validation.labels):,} validation "
+            "images; batches of 64.",
             f"- **Meta-training tasks**: {_list(members)}.",
             f"- **Validation tasks**: {_list(sets.META_VALIDATION)}. No network of Fig. 3 or Fig. 10 took part.",
             f"- **Differences from the paper**: {entry.differs}; tasks weighed by what the expert's updates are "
             "worth to each; expert rate and meta-rate as below (the paper: 3e-2 and 3e-4).",
         ),
-        options=() if dataset == "mnist" else (f"--dataset {dataset}",),
+        options=_options(dataset=(dataset, "mnist")),
     )
 
 
 def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str = "wikitext2") -> Recipe:
     """A pace for the shipped direction `normalised`, searched for with Adam's direction in its place for speed."""
+    check_chunks(Search, config)
     pictures, characters = data.load(images), load_text(text)
     tasks, validation = (make(pictures, characters) for make in (sets.varied_train, sets.varied_validation))
     theta, _ = load_weights(path_of("normalised"))
@@ -93,6 +120,7 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
             "over Adam's direction at rate 1e-2, which `normalised` was trained to imitate, at a fifth of the cost.",
             f"- **Differences from the paper**: {OPTIMIZERS[name].differs}.",
         ),
+        options=_options(images=(images, "mnist"), text=(text, "wikitext2")),
     )
 
 
@@ -101,7 +129,8 @@ def make_weights(
 ) -> Path:
     """Meta-train and write `<name>.safetensors`, its card `<name>.md` and its log `<name>.csv` into `out`.
 
-    Everything that happens is kept in `out`, and a run that was stopped goes on where it was.
+    Everything that happens is kept in `out`, and a run that was stopped goes on where it was. Each file is whole or not
+    there.
 
     Args:
         name: a key of `registry.OPTIMIZERS`.
@@ -112,22 +141,31 @@ def make_weights(
 
     Returns:
         The weights file.
+
+    Raises:
+        ValueError: if `out` holds another run.
+        store.StoreError: if another process meta-trains into `out`, or a file is damaged or cannot be written.
     """
-    _, log = meta_train(recipe.trainer, folder=out, report=report)
-    tried, thetas = select(name, recipe, out, selection)
-    best = tried.loc[tried.score.idxmin()]
     path = out / f"{name}.safetensors"
-    save_weights(path, thetas[best.name], name, iteration=str(best.iteration))
-    pd.DataFrame(log).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
-    path.with_suffix(".md").write_text(write_card(name, recipe, selection, log, tried))
+    with opened(out, identity(recipe.trainer)) as folder:
+        _, log = run(recipe.trainer, folder, report)
+        tried, thetas = select(name, recipe, out, selection)
+        best = tried.loc[tried.score.idxmin()]
+        save_weights(path, thetas[best.name], name, iteration=str(best.iteration))
+        store.write(path.with_suffix(".csv"), pd.DataFrame(log).to_csv(index=False, float_format="%.6g"))
+        store.write(path.with_suffix(".md"), write_card(name, recipe, selection, log, tried))
     return path
 
 
 def select(name: str, recipe: Recipe, out: Path, selection: Selection) -> tuple[pd.DataFrame, list[Theta]]:
     """Score a run's last snapshots on the validation tasks: rows (snapshot, iteration, score, <task> …), and all θ."""
-    paths = sorted(out.glob("theta-*.safetensors"))[-selection.snapshots :]
+    paths = sorted(out.glob(SNAPSHOTS), key=iteration_of)[-selection.snapshots :]
     like = jax.eval_shape(lambda: recipe.trainer.start().theta)
-    thetas = [recipe.complete(store.load_tree(path, like)) for path in paths]
+    try:
+        thetas = [recipe.complete(store.load_tree(path, like)) for path in paths]
+    except store.StoreError as error:
+        remedy = f"Delete it to choose among the others, or {out} to start again."
+        raise store.StoreError(f"{error}\nA snapshot cannot be compared. {remedy}") from error
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *thetas)
     # All snapshots in one program: the "rate" is a snapshot's number.
     contender = Contender(name, OPTIMIZERS[name].learned.make, tuple(range(len(paths))), stacked)
@@ -139,9 +177,9 @@ def select(name: str, recipe: Recipe, out: Path, selection: Selection) -> tuple[
         scores[task.name] = at.groupby("rate").train_loss.agg(lambda v: np.log(v.to_numpy()).mean())  # NaN stays NaN
     tried = pd.DataFrame(scores).fillna(np.inf)
     tried.insert(0, "score", tried.mean(axis=1))
-    tried.insert(0, "iteration", [int(path.stem.split("-")[1]) for path in paths])
+    tried.insert(0, "iteration", list(map(iteration_of, paths)))
     tried.insert(0, "snapshot", [path.name for path in paths])
-    tried.to_csv(out / "selection.csv", index=False)
+    store.write(out / "selection.csv", tried.to_csv(index=False))
     return tried, thetas
 
 
@@ -193,6 +231,11 @@ def flags(chosen: Any, standard: Any, prefix: str = "") -> list[str]:
     text = lambda v: " ".join(map(str, v)) if isinstance(v, tuple) else str(v)
     pairs = [(k, v) for k, v in asdict(chosen).items() if v != asdict(standard)[k]]
     return [f"--{prefix}{k.replace('_', '-')} {text(v)}" for k, v in pairs]
+
+
+def _options(**chosen: tuple[str, str]) -> tuple[str, ...]:
+    """Flags of the command for what is not a default: name → (value, default)."""
+    return tuple(f"--{name} {value}" for name, (value, default) in chosen.items() if value != default)
 
 
 def _table(rows: pd.DataFrame) -> list[str]:

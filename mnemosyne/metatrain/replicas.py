@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
 from mnemosyne.metatrain.loop import Carry
@@ -71,4 +72,10 @@ class Replicas(NamedTuple):
 
     def numbers(self) -> dict[str, Array]:
         """Each number of the runs, [n]."""
-        return {name: jnp.asarray([run[name] for run in self.runs]) for name in self.runs[0]}
+        return {name: _column([run[name] for run in self.runs]) for name in self.runs[0]}
+
+
+def _column(numbers: list) -> Array:
+    """Numbers as an array; a seed from 2³¹ on is one of 32 bits without a sign."""
+    large = all(isinstance(n, int) for n in numbers) and max(numbers) >= 2**31
+    return jnp.asarray(np.asarray(numbers, np.uint32) if large else numbers)

@@ -23,7 +23,8 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
-from mnemosyne.metatrain.loop import Carry, begin, check_positive, descend, renew
+from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed
+from mnemosyne.metatrain.loop import Carry, begin, descend, renew
 from mnemosyne.types import State, Task, Theta
 
 
@@ -47,6 +48,9 @@ class MetaConfig:
 
     def __post_init__(self):
         check_positive(self, "iterations", "horizon", "window", "replicas", "coordinates")
+        check_above_zero(self, "clip", "expert_rate")
+        check_not_negative(self, "learning_rate", "imitation", "imitation_warmup", "warmup", "scaling")
+        check_seed(self.seed)
         if self.horizon % self.window:
             raise ValueError(f"window {self.window} does not divide horizon {self.horizon}")
 

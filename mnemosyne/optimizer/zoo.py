@@ -1,4 +1,4 @@
-"""Meta-trained weights that ship inside the package: safetensors files, each with a card."""
+"""Meta-trained weights that ship inside the package: safetensors files, each with a card, and their SHA-256."""
 
 import difflib
 import hashlib
@@ -23,9 +23,33 @@ def folder() -> Path:
     return Path(str(resources.files("mnemosyne.optimizer"))) / "weights"
 
 
+SUMS = "SHA256SUMS"
+"""Beside the weights: the SHA-256 of each file, as `sha256sum` writes it. `load_weights` compares."""
+
+
 def shipped() -> list[str]:
     """Names that have a weights file."""
-    return sorted(path.stem for path in folder().glob("*.safetensors"))
+    return sorted(Path(file).stem for file in sums())
+
+
+def sums() -> dict[str, str]:
+    """The SHA-256 that each shipped file must have, by the file's name.
+
+    Raises:
+        store.StoreError: if the list is not there or not whole.
+    """
+    path = folder() / SUMS
+    try:
+        lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines()]
+        known = {file: digest for digest, file in lines}
+    except (OSError, ValueError) as error:
+        raise store.StoreError(f"{path} is missing or damaged ({error}). {_ANEW}") from error
+    if not known or any(len(digest) != 64 for digest in known.values()):
+        raise store.StoreError(f"{path} is damaged: a line is a SHA-256 and a file's name. {_ANEW}")
+    return known
+
+
+_ANEW = "Install mnemosyne-optimizer anew; in a checkout, `git checkout mnemosyne/optimizer/weights` brings it back."
 
 
 def available() -> list[str]:
@@ -215,16 +239,36 @@ def load_weights(path: Path) -> tuple[Theta, Learned]:
     """Read weights and the architecture they were made for.
 
     Raises:
-        store.StoreError: if the file is damaged, names no known architecture, or its arrays do not fit it.
+        store.StoreError: if the file is damaged, names no known architecture, or its arrays do not fit it; of the files
+            that ship with the package, if it is not the one that ships, byte for byte, or names another architecture
+            than its own.
     """
-    _, metadata = store.read(path)
+    if path.parent == folder():
+        _check_shipped(path)
+    arrays, metadata = store.read(path)
     name = metadata.get("architecture")
+    if path.parent == folder() and name != path.stem:
+        raise store.StoreError(f"{path} holds weights of {name!r}, not of {path.stem!r}. {_ANEW}")
     if name not in OPTIMIZERS:
         raise store.StoreError(
             f"{path} names the architecture {name!r} in its header; this version knows {', '.join(OPTIMIZERS)}"
         )
     learned = OPTIMIZERS[name].learned
-    return store.load_tree(path, jax.eval_shape(learned.init, jax.random.key(0))), learned
+    return store.fill(path, arrays, jax.eval_shape(learned.init, jax.random.key(0))), learned
+
+
+def _check_shipped(path: Path) -> None:
+    wanted = sums().get(path.name, f"none, since {SUMS} beside it has no line for it")
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise store.StoreError(
+            f"{path}, which ships with the package, cannot be read: {error.strerror}. {_ANEW}"
+        ) from error
+    if found != wanted:
+        raise store.StoreError(
+            f"{path} is not the file that ships with the package: its SHA-256 is {found}, should be {wanted}. {_ANEW}"
+        )
 
 
 def save_weights(path: Path, theta: Theta, architecture: str, **about: str) -> None:

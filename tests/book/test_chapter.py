@@ -2,6 +2,7 @@ import gzip
 import json
 import os
 import stat
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import optax
 import pandas as pd
 import pytest
 
+from mnemosyne import store
 from mnemosyne.book import chapter, folders, plotting
 from mnemosyne.book.chapter import open_run
 from mnemosyne.book.keys import Deferred
@@ -28,6 +30,7 @@ from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
 from mnemosyne.tasks.standins import pretrain
 from mnemosyne.types import Task
 from tests.helpers import quadratic
+from tests.metatrain.test_run_folder import Walk
 
 
 def test_scales_divide():
@@ -215,6 +218,30 @@ def test_meta_training_is_kept_by_its_program_and_read_without_its_weights(check
     assert all(map(np.array_equal, jax.tree.leaves(forced.value), jax.tree.leaves(theta.value)))
     assert len(calls) == 4  # once for both
     assert not list((checkout / "data/cache/meta-training").iterdir())  # checkpoints are large
+
+
+def test_of_two_that_meta_train_the_same_one_waits_and_reads(checkout, monkeypatch):
+    """The other process is played by this thread: it holds the lock, and what it computes turns up."""
+    calls, waiting, found = [], threading.Event(), []
+    monkeypatch.setattr(chapter, "meta_train", lambda trainer, **kw: calls.append(1) or meta_train(trainer, **kw))
+    monkeypatch.setattr(chapter, "_waiting", lambda who: waiting.set())
+
+    def read():
+        theta, log = open_run("01_good").meta_train(Walk())
+        found.append((log.value, theta.value["x"].tolist()))
+
+    read()
+    kept, aside = checkout / "data/cache/kept", checkout / "aside"
+    kept.rename(aside)
+    (lock,) = (checkout / "data/cache/locks").iterdir()
+    second = threading.Thread(target=read)
+    with store.locked(lock, lambda who: None):
+        second.start()
+        assert waiting.wait(60)
+        aside.rename(kept)
+    second.join()
+    assert found[0] == found[1]
+    assert len(calls) == 1
 
 
 def test_a_summary_is_found_without_what_it_sums_up(trained, checkout):

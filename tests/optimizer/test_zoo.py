@@ -1,5 +1,7 @@
+import hashlib
 import math
 import re
+import shutil
 from dataclasses import replace
 
 import jax
@@ -143,6 +145,67 @@ def test_weights_of_an_unknown_or_another_architecture_are_refused(tmp_path):
     zoo.save_weights(path, theta, "odd")
     with pytest.raises(store.StoreError, match="does not hold what was asked for"):
         zoo.load_weights(path)
+
+
+@pytest.fixture
+def copied(tmp_path, monkeypatch):
+    """The shipped weights in a folder of their own, which may be damaged."""
+    copy = shutil.copytree(zoo.folder(), tmp_path / "weights")
+    monkeypatch.setattr(zoo, "folder", lambda: copy)
+    return copy
+
+
+def test_the_list_of_digests_is_that_of_the_files():
+    files = {path.name: path.read_bytes() for path in zoo.folder().glob("*.safetensors")}
+    assert zoo.sums() == {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
+    assert zoo.digest("light") == zoo.sums()["light.safetensors"]
+
+
+def zeroed(raw):
+    header = 8 + int.from_bytes(raw[:8], "little")
+    return raw[:header] + bytes(len(raw) - header)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "damage", [zeroed, lambda raw: raw[:-1] + bytes([raw[-1] ^ 1]), lambda raw: raw[: len(raw) // 2], lambda raw: b""]
+)
+@pytest.mark.parametrize(("name", "part"), [("paced", "paced"), ("super_paced", "tensor_averaged")])
+def test_damaged_shipped_weights_are_refused(copied, damage, name, part):
+    path = copied / f"{part}.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(store.StoreError, match=rf"{part}.safetensors is not the file that ships.*Install mnemosyne"):
+        mnemosyne.pretrained(name)
+
+
+@pytest.mark.bad_input
+def test_shipped_weights_under_another_name_are_refused(copied):
+    shutil.copy(copied / "light.safetensors", copied / "paced.safetensors")
+    with pytest.raises(store.StoreError, match=r"paced.safetensors is not the file that ships"):
+        mnemosyne.pretrained("paced")
+    listed = (
+        (copied / zoo.SUMS).read_text(encoding="utf-8").replace(zoo.sums()["paced.safetensors"], zoo.digest("paced"))
+    )
+    (copied / zoo.SUMS).write_text(listed, encoding="utf-8")
+    with pytest.raises(store.StoreError, match=r"paced.safetensors holds weights of 'light', not of 'paced'"):
+        mnemosyne.pretrained("paced")
+
+
+@pytest.mark.bad_input
+def test_shipped_weights_that_are_gone_are_named(copied):
+    (copied / "paced.safetensors").unlink()
+    with pytest.raises(
+        store.StoreError, match=r"paced.safetensors, which ships with the package, cannot be read: No such"
+    ):
+        mnemosyne.pretrained("paced")
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("text", [None, "", "half a line", "abc  light.safetensors\n", "<html></html>"])
+def test_a_damaged_list_of_digests_is_named(copied, text):
+    (copied / zoo.SUMS).unlink() if text is None else (copied / zoo.SUMS).write_text(text)
+    with pytest.raises(store.StoreError, match=r"SHA256SUMS is (missing or )?damaged.*Install mnemosyne"):
+        mnemosyne.pretrained("paced")
 
 
 TWO = {"w": jnp.linspace(-1.0, 1.0, 6).reshape(2, 3), "b": jnp.ones(3)}

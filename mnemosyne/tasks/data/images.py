@@ -8,9 +8,12 @@ Originals are looked for in `$MNEMOSYNE_DATA/<name>/`, compared with the SHA-256
 are. Nothing is downloaded unless `fetch` is called, and no data set ever stands in for another.
 """
 
+import functools
 import hashlib
 import os
 import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +22,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
+from mnemosyne import store
 from mnemosyne.tasks.data import cifar, idx
-from mnemosyne.tasks.data.sources import INSTEAD, SOURCES, Source
+from mnemosyne.tasks.data.sources import INSTEAD, SOURCES, Original, Source
 
 
 class Split(NamedTuple):
@@ -54,8 +58,18 @@ LOADERS = {"text": "text.load_text", "rows": "superglue.load_rows"}
 
 
 def originals() -> Path:
-    """Folder of original archives: `$MNEMOSYNE_DATA`, or `~/.cache/mnemosyne/data`."""
-    return Path(os.environ.get("MNEMOSYNE_DATA") or Path.home() / ".cache" / "mnemosyne" / "data")
+    """Folder of original archives: `$MNEMOSYNE_DATA`, or `~/.cache/mnemosyne/data`.
+
+    Raises:
+        DataError: if there is a file in its place, or no home is known to look in.
+    """
+    try:
+        folder = Path(os.environ.get("MNEMOSYNE_DATA") or Path.home() / ".cache" / "mnemosyne" / "data")
+    except RuntimeError as error:
+        raise DataError(f"{error}: set HOME, or MNEMOSYNE_DATA to the folder of the originals") from error
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise DataError(f"{folder} is a file, and should be the folder of the originals: set MNEMOSYNE_DATA to a folder")
+    return folder
 
 
 def load(name: str) -> Dataset:
@@ -157,10 +171,8 @@ def verify(name: str) -> None:
     """
     source, problems = _source(name), []
     for path, original in zip(paths(name), source.files, strict=True):
-        if not path.is_file():
-            problems.append(f"  {path}: missing; sha256 {original.sha256}, {original.bytes:,} bytes")
-        elif (found := _sha256(path)) != original.sha256:
-            problems.append(f"  {path}: damaged; sha256 {found} instead of {original.sha256}")
+        if problem := _problem(path, original):
+            problems.append(f"  {path}: {problem}")
     if problems:
         folder = source.folder or name
         remedy = f"To download it: python -m mnemosyne data fetch {name}"
@@ -180,38 +192,81 @@ def verify(name: str) -> None:
 def fetch(name: str) -> Path:
     """Download a data set's originals into `originals()`, skipping files that are right already.
 
+    Where two processes fetch one data set, one downloads and the other waits for it.
+
     Returns:
         The folder. A file appears there only once it is complete and its SHA-256 is right.
 
     Raises:
-        DataError: if a download fails or is not the published file, or if there is no public address.
+        DataError: if a download fails, is cut short or is not the published file, if the folder cannot be written, or
+            if there is no public address.
     """
     source = _source(name)
+    folder, files = originals() / (source.folder or name), list(zip(paths(name), source.files, strict=True))
     if not source.url:
         verify(name)
-    folder = originals() / (source.folder or name)
-    folder.mkdir(parents=True, exist_ok=True)
-    for path, original in zip(paths(name), source.files, strict=True):
-        if path.is_file() and _sha256(path) == original.sha256:
-            continue
-        partial = path.with_suffix(".part")
-        try:
-            with urllib.request.urlopen(source.url + original.file, timeout=60) as answer:
-                partial.write_bytes(answer.read())
-            if _sha256(partial) != original.sha256:
-                raise DataError(f"{source.url}{original.file} is not the published file; nothing was kept")
-            partial.replace(path)
-        except OSError as error:
-            raise DataError(f"could not download {source.url}{original.file}: {error}") from error
-        finally:
-            partial.unlink(missing_ok=True)
+    if not any(_problem(*file) for file in files):
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        remedy = "Set MNEMOSYNE_DATA to a folder that can be written."
+        raise DataError(f"{folder} cannot be made: {error.strerror}. {remedy}") from error
+
+    def wait(holder: str) -> None:
+        print(f"{name}: {holder} downloads it; waiting", flush=True)
+
+    try:
+        with store.locked(folder.with_name(f".{folder.name}.lock"), wait):
+            for left in folder.glob(store.PARTS):  # by a process that was killed
+                left.unlink()
+            for path, original in files:
+                if _problem(path, original):
+                    _download(source.url + original.file, path, original)
+    except store.StoreError as error:
+        raise DataError(str(error)) from error
     return folder
+
+
+def _download(address: str, path: Path, original: Original) -> None:
+    with store.partial(path) as beside:
+        try:
+            with urllib.request.urlopen(address, timeout=60) as answer:
+                chunks = iter(functools.partial(answer.read, 2**20), b"")
+                _copy(chunks, beside)
+        except (OSError, HTTPException) as error:
+            raise DataError(f"could not download {address}: {error}; nothing was kept") from error
+        if _sha256(beside) != original.sha256:
+            size = f"{beside.stat().st_size:,} of {original.bytes:,} bytes came"
+            raise DataError(f"{address} is cut short or not the published file: {size}; nothing was kept")
+
+
+def _copy(chunks: Iterator[bytes], path: Path) -> None:
+    """Write chunks as they come; a StoreError tells a full disk from a download that fails."""
+    with path.open("wb") as file:
+        for chunk in chunks:
+            try:
+                file.write(chunk)
+                file.flush()
+            except OSError as error:
+                raise store.StoreError(f"{path.parent} cannot be written: {error.strerror}") from error
 
 
 def _source(name: str) -> Source:
     if name not in SOURCES:
         raise DataError(f"unknown data set {name!r}; there are {', '.join(NAMES)}")
     return SOURCES[name]
+
+
+def _problem(path: Path, original: Original) -> str:
+    """What is wrong with a file, or nothing."""
+    try:
+        found = _sha256(path)
+    except FileNotFoundError:
+        return f"missing; sha256 {original.sha256}, {original.bytes:,} bytes"
+    except OSError as error:
+        return f"cannot be read ({error.strerror}); sha256 {original.sha256}, {original.bytes:,} bytes"
+    return "" if found == original.sha256 else f"damaged; sha256 {found} instead of {original.sha256}"
 
 
 def _sha256(path: Path) -> str:
