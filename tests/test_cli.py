@@ -60,15 +60,15 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     theta, learned = zoo.load_weights(tmp_path / "light.safetensors")
     assert learned is OPTIMIZERS["light"].learned
     assert np.isfinite(theta["head"]["out"]).all()
-    card = (tmp_path / "light.md").read_text()
+    card = (tmp_path / "light.md").read_text(encoding="utf-8")
     assert '"iterations": 20' in card
     command = card.split("`")[1].split()  # the card's own command is the one that was given, but for the folder
     assert command[:4] == ["python", "-m", "mnemosyne", "meta-train"]
     given = args[: args.index("--out")] + args[args.index("--out") + 2 :]
     assert sorted(command[3:]) == sorted(given)
     assert "mlp 4 relu on images pooled by 2" in card
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["coordinates"] == 8
-    assert (tmp_path / "light.csv").read_text().startswith("iteration,")
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["config"]["coordinates"] == 8
+    assert (tmp_path / "light.csv").read_text(encoding="utf-8").startswith("iteration,")
     code, said = call(capsys, *args)  # a finished run is not repeated
     assert code == 0
     assert "wrote" in said.out
@@ -88,7 +88,7 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     assert learned is OPTIMIZERS["paced"].learned
     direction, _ = zoo.load_weights(zoo.path_of("normalised"))
     assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
-    card = (tmp_path / "paced.md").read_text()
+    card = (tmp_path / "paced.md").read_text(encoding="utf-8")
     command = card.split("`")[1].split()
     assert sorted(command[3:]) == sorted(["search", *args[3:]])
     assert zoo.digest("normalised") in card
@@ -105,7 +105,7 @@ def test_meta_train_mistakes(capsys):
 
 @pytest.mark.parametrize(("module", "config"), [("truncated.py", MetaConfig), ("pes.py", PESConfig)])
 def test_every_configuration_field_is_explained(module, config):
-    source = (Path(recipes.__file__).parent / module).read_text()
+    source = (Path(recipes.__file__).parent / module).read_text(encoding="utf-8")
     for field in config.__dataclass_fields__:
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{field}:"))
         assert "#" in line or field == "seed"

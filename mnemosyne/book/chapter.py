@@ -293,7 +293,7 @@ def forget(scale: str, notebook: str, seed: int = 0) -> None:
 
 def _noted(scale: str, notebook: str, seed: int) -> dict:
     path = _note(scale, notebook, seed)
-    return json.loads(path.read_text()) if path.exists() else {"written": {}, "used": []}
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"written": {}, "used": []}
 
 
 def _note(scale: str, notebook: str, seed: int) -> Path:
@@ -312,13 +312,13 @@ def _json(content: Any) -> bytes:
 def read_claims(scale: str, notebook: str, seed: int = 0) -> list[dict]:
     """The claims that a notebook's run wrote at a scale; empty if it has not run."""
     path = folders.runs(scale, seed) / "tables" / f"{notebook}.claims.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def published_claims(scale: str, notebook: str) -> list[dict]:
     """The claims of a notebook that are published for a scale."""
     path = folders.published_tables(scale) / f"{notebook}.claims.json"
-    return json.loads(path.read_text()) if path.exists() else []
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def read_table(scale: str, id: str, seed: int = 0) -> pd.DataFrame | None:

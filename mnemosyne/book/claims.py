@@ -114,7 +114,9 @@ def stated() -> dict[str, Stated]:
         ValueError: a claim with an unknown judge or paper.
         TypeError: a claim with a field too few or too many.
     """
-    return {id: Stated(id, **entry) for id, entry in tomllib.loads(folders.claims().read_text()).items()}
+    return {
+        id: Stated(id, **entry) for id, entry in tomllib.loads(folders.claims().read_text(encoding="utf-8")).items()
+    }
 
 
 def find(id: str) -> Stated:

@@ -207,7 +207,7 @@ def gallery() -> str:
     """Every published figure under the chapter that draws it."""
     shown = []
     for name in chapter.notebooks():
-        code = (folders.root() / "notebooks" / f"{name}.ipynb").read_text()
+        code = (folders.root() / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
         drawn = dict.fromkeys(re.findall(r'run\.figure\(\\"(\w+)\\"', code))
         drawn = [id for id in drawn if (folders.published_figures(SCALE) / f"{id}.png").exists()]
         if drawn:
@@ -256,7 +256,7 @@ def pages() -> list[Path]:
 def main() -> None:
     """Write every generated block of every page."""
     for page in pages():
-        text = page.read_text()
+        text = page.read_text(encoding="utf-8")
         if (new := refreshed(text)) != text:
             folders.write(page, new)
             print(f"wrote {page.relative_to(folders.root())}")

@@ -129,7 +129,7 @@ def run_one(name: str, scale: str, seed: int, at=lambda where: None, *, force: b
     """
     stamp, key = stamp_of(name, scale, seed), fingerprint_of(name, scale, seed)
     if not force and up_to_date(name, scale, seed):
-        return Outcome(name, "cached", json.loads(stamp.read_text())["seconds"])
+        return Outcome(name, "cached", json.loads(stamp.read_text(encoding="utf-8"))["seconds"])
     at("starts")
     stamp.unlink(missing_ok=True)
     chapter.forget(scale, name, seed)
@@ -177,14 +177,18 @@ def up_to_date(name: str, scale: str, seed: int) -> bool:
         return False
     written = chapter.written(scale, name, seed)
     there = all((folder / p).exists() and chapter.digest(folder / p) == d for p, d in written.items())
-    return bool(written) and there and json.loads(stamp.read_text())["key"] == fingerprint_of(name, scale, seed)
+    return (
+        bool(written)
+        and there
+        and json.loads(stamp.read_text(encoding="utf-8"))["key"] == fingerprint_of(name, scale, seed)
+    )
 
 
 def fingerprint_of(name: str, scale: str, seed: int) -> str:
     """A run's making: code, claims, parameters, tables it reads, package, style, weights, versions."""
     code = [ast.dump(keys.syntax(cell)) for cell in code_of(name)]
     weights = [zoo.digest(known) for known in zoo.available()]
-    style = [chapter.STYLE.read_text()]
+    style = [chapter.STYLE.read_text(encoding="utf-8")]
     # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
     computing = [str(os.environ.get("JAX_PLATFORMS")), *(path for path in ACCELERATORS if Path(path).exists())]
     read = [chapter.digest(path) for path in tables_before(name, scale, seed)] if reads_tables(name) else []

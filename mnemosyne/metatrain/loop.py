@@ -153,29 +153,29 @@ def _resume(folder: Path, start: Any, trainer: Any) -> tuple[Any, list[dict]]:
     about = {"trainer": type(trainer).__name__, "config": asdict(trainer.config), "theta": shapes}
     identity = json.dumps({**about, "tasks": [t.name for t in trainer.tasks]}, indent=1)
     note = folder / "config.json"
-    if note.exists() and note.read_text() != identity:
+    if note.exists() and note.read_text(encoding="utf-8") != identity:
         raise ValueError(f"{folder} holds a run of another configuration: {note}. Choose another folder.")
-    note.write_text(identity)
+    note.write_text(identity, encoding="utf-8")
     checkpoint = folder / "checkpoint.safetensors"
     if not checkpoint.exists():
         (folder / "log.jsonl").unlink(missing_ok=True)
         return start, []
     carry = store.load_tree(checkpoint, start)
     log = [row for row in read_log(folder) if row["iteration"] <= int(carry.iteration)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log))
+    (folder / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in log), encoding="utf-8")
     return carry, log
 
 
 def read_log(folder: Path) -> Iterator[dict]:
     """Read a run's `log.jsonl`, leaving out a last line that a crash cut short."""
-    for line in (folder / "log.jsonl").read_text().splitlines(keepends=True):
+    for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines(keepends=True):
         if line.endswith("\n"):
             yield json.loads(line)
 
 
 def _save(folder: Path, carry: Any, row: dict, keep: bool) -> None:
     """Append the row; now and then save θ for selection and a checkpoint to go on from."""
-    with (folder / "log.jsonl").open("a") as f:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as f:
         f.write(json.dumps(row) + "\n")
     if keep:
         store.save_tree(folder / f"theta-{row['iteration']:06d}.safetensors", carry.theta)

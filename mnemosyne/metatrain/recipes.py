@@ -119,7 +119,7 @@ def make_weights(
     path = out / f"{name}.safetensors"
     save_weights(path, thetas[best.name], name, iteration=str(best.iteration))
     pd.DataFrame(log).to_csv(path.with_suffix(".csv"), index=False, float_format="%.6g")
-    path.with_suffix(".md").write_text(write_card(name, recipe, selection, log, tried))
+    path.with_suffix(".md").write_text(write_card(name, recipe, selection, log, tried), encoding="utf-8")
     return path
 
 

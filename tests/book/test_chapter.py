@@ -254,7 +254,7 @@ def test_tables_say_how_they_came_and_do_not_change(checkout):
     assert back.a[0] == pytest.approx(1 / 3, rel=1e-5)
     run.table("t", rows)
     assert path.read_bytes() == before
-    about = json.loads(path.with_suffix(".meta.json").read_text())
+    about = json.loads(path.with_suffix(".meta.json").read_text(encoding="utf-8"))
     assert about["scale"]["data"] == "digits"
     assert about["seed"] == 2
     assert {"command", "versions", "device", "computed"} <= about.keys()
@@ -305,7 +305,7 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
 def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, capsys):
     published = checkout / "data/results/quick"
     published.mkdir(parents=True)
-    (published / "t.csv").write_text("a\n17\n")
+    (published / "t.csv").write_text("a\n17\n", encoding="utf-8")
     assert chapter.read_table("quick", "t").a[0] == 17
     assert "t: the published table; no run here has written it" in capsys.readouterr().out
     open_run("01_good").table("t", pd.DataFrame({"a": [18]}))
@@ -318,7 +318,7 @@ def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, cap
 def test_an_empirical_claim_waits_for_real_data(checkout):
     long = "a rule that is long " * 9
     path = folders.claims()
-    path.write_text(path.read_text().replace("below {limit} in every cell", long))
+    path.write_text(path.read_text(encoding="utf-8").replace("below {limit} in every cell", long), encoding="utf-8")
 
     def verdicts(scale):
         run = open_run("01_good", scale)
@@ -340,7 +340,7 @@ def test_a_changed_size_is_honoured_and_lies_apart_from_what_the_scale_gives(tra
     assert (rows.step.max(), rows.seed.nunique()) == (200, 2)
     run.table("t", rows)
     folder = checkout / "runs/quick-steps-200-seeds-2-features-8/tables"
-    about = json.loads((folder / "t.meta.json").read_text())
+    about = json.loads((folder / "t.meta.json").read_text(encoding="utf-8"))
     assert about["command"] == (
         "01_good at scale quick with steps = 200, seeds = 2, features = 8; not what is published"
     )
@@ -382,7 +382,7 @@ def test_a_read_only_folder_is_named(checkout):
     folder = checkout / "runs"
     folder.mkdir(exist_ok=True)
     if os.geteuid() == 0:  # root may write anywhere: put a file in the folder's place instead
-        (folder / "quick").write_text("")
+        (folder / "quick").write_text("", encoding="utf-8")
     else:
         folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(PermissionError, match="cannot write results to"):

@@ -75,7 +75,9 @@ def test_what_a_scale_cannot_test_is_not_judged(checkout):
 @pytest.mark.parametrize(("key", "value"), [("judge", "strict"), ("paper", "another")])
 def test_a_claim_with_an_unknown_judge_or_paper_is_refused(checkout, key, value):
     entry = {"paper": "mnemosyne", "says": "p", "rule": "r", "judge": "whole"} | {key: value}
-    folders.claims().write_text("[y]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entry.items()))
+    folders.claims().write_text(
+        "[y]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entry.items()), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=f"claim 'y': {key} '{value}' is none of"):
         claims.stated()
 

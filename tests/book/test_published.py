@@ -37,13 +37,15 @@ def test_published_rows_are_whole_and_say_how_they_came(path):
 def test_the_checkout_is_small():
     sizes = {p: p.stat().st_size for p in ARCHIVES}
     assert sum(sizes.values()) <= 25e6
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8"
+    ).stdout
     tracked = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     assert sum(p.stat().st_size for p in tracked) <= 80e6
 
 
 def test_nothing_of_a_users_run_is_under_git():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8").stdout
     assert not re.search(r"^(runs|data/cache)/", listed, re.MULTILINE)
     scales = {line.split("/")[1] for line in listed.splitlines() if line.startswith("figures/")}
     assert scales <= {name for name, scale in SCALES.items() if scale.judges}

@@ -33,7 +33,7 @@ run.close()"""
 def write(checkout, name, source, **values):
     for key, value in values.items():
         source = source.replace(key, repr(value))
-    (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
+    (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)), encoding="utf-8")
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_what_is_missing_or_outdated_is_drawn_again_without_training(drawn, chec
     assert drawn(rate=0.2) == 2
     assert table.read_bytes() != rows
     style = checkout / "another.mplstyle"
-    style.write_text(chapter.STYLE.read_text() + "lines.linewidth: 5\n")
+    style.write_text(chapter.STYLE.read_text(encoding="utf-8") + "lines.linewidth: 5\n", encoding="utf-8")
     monkeypatch.setattr(chapter, "STYLE", style)
     assert not reproduce.up_to_date("03_figure", "quick", 0)
 
@@ -111,10 +111,10 @@ def test_a_notebook_is_stale_by_code_and_not_by_comments_and_text(checkout, monk
 
 def test_a_notebook_is_stale_when_a_rule_of_its_own_changes(checkout):
     before, path = reproduce.fingerprint_of("01_good", "quick", 0), folders.claims()
-    text = path.read_text()
-    path.write_text(text.replace("below {limit}", "above {limit}") + "# a comment\n")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("below {limit}", "above {limit}") + "# a comment\n", encoding="utf-8")
     assert reproduce.fingerprint_of("01_good", "quick", 0) == before  # makes no such claim
-    path.write_text(text.replace('rule = "r"', 'rule = "another"'))
+    path.write_text(text.replace('rule = "r"', 'rule = "another"'), encoding="utf-8")
     assert reproduce.fingerprint_of("01_good", "quick", 0) != before
 
 
@@ -122,7 +122,7 @@ def test_a_notebook_is_stale_when_a_rule_of_its_own_changes(checkout):
 def test_a_notebook_whose_sizes_were_changed_is_not_published(drawn, checkout):
     drawn(scale="laptop")
     path = checkout / "notebooks/03_figure.ipynb"
-    path.write_text(path.read_text().replace("scale, seed)", "scale, seed, seeds=2)"))
+    path.write_text(path.read_text(encoding="utf-8").replace("scale, seed)", "scale, seed, seeds=2)"), encoding="utf-8")
     assert reproduce.reproduce(scale="laptop", only=("03",)) == 0
     assert (checkout / "runs/laptop-seeds-2/tables/t.csv").exists()
     with pytest.raises(ValueError, match="no run that is up to date of 03_figure"):
@@ -176,7 +176,7 @@ def test_publishing_is_the_only_way_into_what_is_published(drawn, checkout, caps
     assert all(not c.outputs for c in nbformat.read(source, as_version=4).cells)
     old = checkout / "data/results/laptop/of_a_notebook_that_is_gone.csv"
     old.parent.mkdir(parents=True)
-    old.write_text("a\n")
+    old.write_text("a\n", encoding="utf-8")
     files = {str(p.relative_to(checkout)) for p in publish.publish(only=("03",))}
     assert files == {
         *(f"data/results/laptop/{f}" for f in ("t.csv", "t.meta.json", "03_figure.claims.json")),
@@ -203,7 +203,7 @@ def test_publishing_all_deletes_what_no_notebook_writes_and_quick_publishes_clai
         (checkout / "notebooks" / f"{name}.ipynb").unlink()
     old = checkout / "figures/laptop/old.png"
     old.parent.mkdir(parents=True)
-    old.write_text("")
+    old.write_text("", encoding="utf-8")
     drawn(scale="laptop")
     publish.publish()
     assert not old.exists()
@@ -246,7 +246,7 @@ def test_the_closing_table_shows_the_published_verdict_beside_one_that_cannot_be
     run.claims()
     published = checkout / "data/results/laptop/01_good.claims.json"
     published.parent.mkdir(parents=True)
-    published.write_text(json.dumps([{"id": "empirical", "verdict": "partly"}]))
+    published.write_text(json.dumps([{"id": "empirical", "verdict": "partly"}]), encoding="utf-8")
     table = reproduce.closing_table([reproduce.Outcome("01_good", "ran", 1.0)], "quick")
     assert re.search(r"not testable at this scale +partly +1$", table)
 

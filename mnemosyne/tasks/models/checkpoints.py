@@ -244,7 +244,7 @@ def _parts(path: Path) -> list[Path]:
     if not (path / INDEX).exists():
         raise StoreError(f"{path} holds neither {SINGLE} nor {INDEX}: save the model with safetensors")
     try:
-        parts = sorted(set(json.loads((path / INDEX).read_text())["weight_map"].values()))
+        parts = sorted(set(json.loads((path / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
         outside = [part for part in parts if Path(part).name != part]
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise StoreError(f"{path / INDEX} is damaged: {error!r}") from error
