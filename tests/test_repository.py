@@ -12,7 +12,7 @@ import papermill
 import pytest
 import yaml
 
-from mnemosyne.book import chapter, folders
+from mnemosyne.book import chapter, folders, results
 from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
@@ -35,7 +35,7 @@ def test_conda_environment_installs_the_project_with_its_extras():
 
 
 def test_there_are_notebooks_and_none_escapes():
-    assert [p.stem for p in NOTEBOOKS] == chapter.notebooks()
+    assert [p.stem for p in NOTEBOOKS] == results.notebooks()
     assert len(NOTEBOOKS) >= 4
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "--nbval-lax" in makefile
@@ -137,7 +137,7 @@ def test_committed_notebook_is_executed_small_and_clean(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_verdicts_are_the_ones_shown(path):
     """The page was executed at laptop, and shows each claim with its rule, whole, and its verdict, as published."""
-    claims = chapter.published_claims("laptop", path.stem)
+    claims = results.published_claims("laptop", path.stem)
     assert claims
     notebook = nbformat.read(path, as_version=4)
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from mnemosyne.book import chapter, folders, pages
+from mnemosyne.book import folders, pages, results
 
 ROOT = folders.root()
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx-mathjax-offline")
@@ -105,7 +105,7 @@ def test_the_ledger_has_every_published_claim(written, site):
 
 
 def test_chapters_follow_each_other(written, site):
-    names = chapter.notebooks()
+    names = results.notebooks()
     for before, after in itertools.pairwise(names):
         assert re.search(rf'class="right-next"\s+href="{after}.html"', written[site / f"notebooks/{before}.html"])
         assert re.search(rf'class="left-prev"\s+href="{before}.html"', written[site / f"notebooks/{after}.html"])

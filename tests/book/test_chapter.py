@@ -11,7 +11,7 @@ import optax
 import pandas as pd
 import pytest
 
-from mnemosyne.book import chapter, folders, plotting
+from mnemosyne.book import chapter, folders, plotting, results
 from mnemosyne.book.chapter import open_run
 from mnemosyne.book.keys import Deferred
 from mnemosyne.book.scale import SCALES, scale_named
@@ -258,8 +258,8 @@ def test_tables_say_how_they_came_and_do_not_change(checkout):
     assert about["scale"]["data"] == "digits"
     assert about["seed"] == 2
     assert {"command", "versions", "device", "computed"} <= about.keys()
-    assert chapter.read_table("quick", "t", 2).equals(back)
-    assert chapter.read_table("paper", "t") is None
+    assert results.read_table("quick", "t", 2).equals(back)
+    assert results.read_table("paper", "t") is None
     assert len(run.close()) == 6
 
 
@@ -283,7 +283,7 @@ def test_a_claim_is_shown_when_made_and_written_with_the_others(checkout):
     run.claim("empirical", held=[True], ours="o", sizes={"limit": 2})
     run.claim("x", held=False, ours="o")  # a cell that is run again
     assert list(run.claims().verdict) == ["not reproduced", "not testable at this scale"]
-    first, second = chapter.read_claims("quick", "01_good")
+    first, second = results.read_claims("quick", "01_good")
     assert (first["paper"], first["anywhere"], second["anywhere"]) == ("p", True, False)
     assert second["rule"] == "below 2 in every cell; partly: in half"
     assert list(first) == ["id", "paper", "rule", "ours", "verdict", "interval", "seeds", "note", "anywhere"]
@@ -297,22 +297,22 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     assert not (checkout / "runs").exists()
     run.claim("x", held=True, ours="o")
     run.claims()
-    assert chapter.read_claims("quick", "01_good")
+    assert results.read_claims("quick", "01_good")
     monkeypatch.delenv("MNEMOSYNE_OUTPUT")
-    assert not chapter.read_claims("quick", "01_good")
+    assert not results.read_claims("quick", "01_good")
 
 
 def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, capsys):
     published = checkout / "data/results/quick"
     published.mkdir(parents=True)
     (published / "t.csv").write_text("a\n17\n", encoding="utf-8")
-    assert chapter.read_table("quick", "t").a[0] == 17
+    assert results.read_table("quick", "t").a[0] == 17
     assert "t: the published table; no run here has written it" in capsys.readouterr().out
     open_run("01_good").table("t", pd.DataFrame({"a": [18]}))
     capsys.readouterr()
-    assert chapter.read_table("quick", "t").a[0] == 18
+    assert results.read_table("quick", "t").a[0] == 18
     assert not capsys.readouterr().out
-    assert chapter.read_table("quick", "u") is None
+    assert results.read_table("quick", "u") is None
 
 
 def test_an_empirical_claim_waits_for_real_data(checkout):
@@ -346,8 +346,8 @@ def test_a_changed_size_is_honoured_and_lies_apart_from_what_the_scale_gives(tra
     )
     assert about["scale"]["steps"] == 200
     run.close()
-    assert chapter.read_table("quick", "t") is None
-    assert not chapter.written("quick", "01_good")  # what publishing copies
+    assert results.read_table("quick", "t") is None
+    assert not results.written("quick", "01_good")  # what publishing copies
 
 
 def test_a_size_left_alone_or_given_as_it_is_changes_nothing(checkout):

@@ -73,9 +73,9 @@ def test_what_is_published_is_found_and_a_damaged_archive_is_told(checkout, caps
     calls, compute = counting(pd.DataFrame({"x": [0.25]}))
     Kept().get(KEY, compute)
     archive = folders.published_rows() / "laptop" / "01_x.zip"
-    kept.publish(archive, [KEY])
+    folders.write(archive, kept.archive([KEY], "make figures"))
     first = archive.read_bytes()
-    kept.publish(archive, [KEY])
+    folders.write(archive, kept.archive([KEY], "make figures"))
     assert archive.read_bytes() == first
     kept._path(KEY).unlink()
     assert Kept().get(KEY, compute).x[0] == 0.25
@@ -95,7 +95,7 @@ def test_arrays_are_kept_with_what_was_measured(checkout, capsys):
         assert measured == {"accuracy": 0.5}
     assert len(calls) == 1
     path = kept._arrays(KEY)
-    kept.publish(folders.published_rows() / "laptop" / "01_x.zip", [KEY])
+    folders.write(folders.published_rows() / "laptop" / "01_x.zip", kept.archive([KEY], "make figures"))
     path.write_bytes(path.read_bytes()[:-2])
     assert np.array_equal(Kept().arrays(KEY, like, compute)[0]["w"], [1, 2, 3])
     assert "is damaged or not there" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import mnemosyne
-from mnemosyne.book import chapter, folders, pages
+from mnemosyne.book import folders, pages, results
 from tests.helpers import python_blocks
 
 ROOT = folders.root()
@@ -88,7 +88,7 @@ def test_bars_in_a_cell_do_not_end_it():
 def test_the_ledger_has_every_published_claim_whole():
     shown = pages.ledger()
     rows = shown.splitlines()[2:]
-    published = [c for name in chapter.notebooks() for c in chapter.published_claims("laptop", name)]
+    published = [c for name in results.notebooks() for c in results.published_claims("laptop", name)]
     assert len(rows) == len(published) > 40
     for claim, row in zip(published, rows, strict=True):
         for part in ("id", "verdict", "paper", "rule", "ours", "interval"):
@@ -117,7 +117,7 @@ def test_the_names_that_the_readme_gives_are_there():
 
 def test_every_notebook_is_in_the_table_of_figures():
     text = (ROOT / "docs/figures.md").read_text(encoding="utf-8")
-    for name in chapter.notebooks():
+    for name in results.notebooks():
         assert f"[{name}](../notebooks/{name}.ipynb)" in text
         assert f"`make figures ONLY={name[:2]}`" in text
 

@@ -9,12 +9,12 @@ import zipfile
 
 import pytest
 
-from mnemosyne.book import chapter, folders, kept, reproduce
+from mnemosyne.book import folders, kept, reproduce, results
 from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
 ARCHIVES = sorted((ROOT / "data" / "rows").glob("*/*.zip"))
-KEPT = [n for n in chapter.notebooks() if (ROOT / "data" / "rows" / "laptop" / f"{n}.zip").exists()]
+KEPT = [n for n in results.notebooks() if (ROOT / "data" / "rows" / "laptop" / f"{n}.zip").exists()]
 
 
 def entries(path):
@@ -93,4 +93,4 @@ def test_a_millionth_of_every_loss_changes_no_published_verdict(tmp_path, monkey
     assert reproduce.reproduce(scale="laptop", only=tuple(KEPT), jobs=2) == 0
     verdicts = lambda claims: {c["id"]: c["verdict"] for c in claims}
     for name in KEPT:
-        assert verdicts(chapter.read_claims("laptop", name)) == verdicts(chapter.published_claims("laptop", name))
+        assert verdicts(results.read_claims("laptop", name)) == verdicts(results.published_claims("laptop", name))
