@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 from mnemosyne.optimizer import zoo
 from mnemosyne.store import StoreError
@@ -53,10 +53,18 @@ def weights(action: str, name: str | None) -> None:
         print(f"{known:16s} {sum(path.stat().st_size for path in paths) / 1e3:6.1f} kB{parts}")
 
 
+def installed() -> str:
+    """The version that is installed; where the package is only on the path, that there is none."""
+    try:
+        return version("mnemosyne-optimizer")
+    except PackageNotFoundError:
+        return "(not installed: on the path of imports alone)"
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command line takes; of the book's commands only that they are there."""
     whole = argparse.ArgumentParser(prog="mnemosyne", description="A learned optimizer, and the book about it.")
-    whole.add_argument("--version", action="version", version=f"mnemosyne {version('mnemosyne-optimizer')}")
+    whole.add_argument("--version", action="version", version=f"mnemosyne {installed()}")
     commands = whole.add_subparsers(required=True, metavar="command")
     for name, about in OF_THE_BOOK.items():
         commands.add_parser(name, help=about)

@@ -37,7 +37,7 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 def site():
     """The site's folder, as the command of the Makefile builds it."""
     command = re.search(
-        r"^docs: .*\n\t\$\(BIN\)/python (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+        r'^docs: .*\n\t"\$\(BIN\)/python" (.*)$', (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
     )[1]
     done = subprocess.run(
         [sys.executable, *command.split()], cwd=ROOT, capture_output=True, check=False, encoding="utf-8"

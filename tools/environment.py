@@ -108,6 +108,7 @@ def install(venv: Path, lock: Path) -> None:
 
 
 def main(venv: Path, *locks: Path) -> None:
+    sys.stdout.reconfigure(errors="replace")  # a path may have letters that the locale lacks
     begun = time.monotonic()
     wanted, anew = todo(venv, list(locks))
     if not wanted:

@@ -6,6 +6,7 @@ A block begins at a line `<!-- generated: name -->` and ends at `<!-- end -->`. 
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -258,6 +259,7 @@ def pages() -> list[Path]:
 
 def main() -> None:
     """Write every generated block of every page; a SystemExit names a file that is damaged."""
+    sys.stderr.reconfigure(errors="replace")  # a path may have letters that the locale lacks
     try:
         _refresh()
     except (ValueError, OSError) as error:

@@ -4,11 +4,12 @@ import ast
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -110,6 +111,8 @@ def _run_all(chosen: list[str], scale: str, seed: int, force: bool, keep_going: 
             stop.set()
             progress.ended = True
             running.end()
+            with suppress(OSError):
+                print("stopped: what was computed is kept, the same command goes on from there", file=sys.stderr)
             raise
     return [s.result() for s in started]
 
