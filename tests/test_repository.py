@@ -22,8 +22,26 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def tracked():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
-    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+    """Files under git; all files where the checkout came without it, as from a source distribution."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
+    if listed.stdout:
+        return [ROOT / name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    folders_of_runs = {".venv", "cache", "raw", "runs", "build", "__pycache__"}
+    found = (path for path in ROOT.rglob("*") if path.is_file())
+    return [path for path in found if not folders_of_runs & set(path.relative_to(ROOT).parts)]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
+def test_a_source_distribution_has_what_its_tests_need(tmp_path):
+    """By the list that setuptools makes of it: all that is under git."""
+    command = [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "egg_info", "--egg-base", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (listing,) = tmp_path.glob("*.egg-info/SOURCES.txt")
+    listed = set(listing.read_text(encoding="utf-8").splitlines())
+    needed = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    assert {"tests/conftest.py", "tests/helpers.py", "tests/golden/t5.npz", "data/claims.toml"} <= needed
+    assert needed <= listed, sorted(needed - listed)
+    assert not {path for path in listed if path.startswith(("data/cache", "runs", ".venv"))}
 
 
 def test_conda_environment_installs_the_project_with_its_extras():
