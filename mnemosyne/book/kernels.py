@@ -1,5 +1,6 @@
 """Notebooks executed through papermill, each in a kernel of its own that ends with it, or with the process."""
 
+import logging
 import os
 import signal
 import tempfile
@@ -123,6 +124,7 @@ class ToldEngine(NBClientEngine):
 
 
 papermill_engines.register("told", ToldEngine)
+logging.getLogger("papermill").setLevel(logging.CRITICAL)  # it names no notebook; `Failed` does
 
 
 @contextmanager

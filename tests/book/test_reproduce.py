@@ -265,7 +265,7 @@ def test_pictures_keep_their_size_in_few_colors():
     assert np.abs(np.asarray(again.convert("RGB"), int) - wide).mean() < 8
 
 
-DIES = "import os, signal\nprint('before')\nos.kill(os.getpid(), signal.SIGKILL)"
+DIES = "import os, signal, time\nprint('before', flush=True)\ntime.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL)"
 
 
 @pytest.mark.bad_input
