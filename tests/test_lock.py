@@ -136,7 +136,7 @@ def test_who_wants_figures_installs_no_linter_and_no_jupyterlab():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in ("INSTALL = .* requirements.lock", "figures: env", "test: dev", "lab:\n.*requirements-lab.lock"):
         assert re.search(f"^{line}", makefile, re.MULTILINE), line
-    assert "pip install" not in makefile.replace("uv pip install", "")
+    assert "pip install" not in makefile.replace('uv" pip install', "")
 
 
 def test_pip_gets_the_locks_lines_and_nothing_else():

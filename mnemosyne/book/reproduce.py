@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -107,11 +107,11 @@ def _run_all(chosen: list[str], scale: str, seed: int, force: bool, keep_going: 
             for name in chosen:
                 started.append(pool.submit(one, name, tuple(started) if reads_tables(name) else ()))
             progress.follow(started)
-        except BaseException:
+        except BaseException as error:
             stop.set()
             progress.ended = True
             running.end()
-            with suppress(OSError):
+            if not isinstance(error, BrokenPipeError):
                 print("stopped: what was computed is kept, the same command goes on from there", file=sys.stderr)
             raise
     return [s.result() for s in started]
