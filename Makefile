@@ -11,7 +11,7 @@ BIN    := $(VENV)/bin
 SCALE  ?= quick
 SEED   ?= 0
 JOBS   ?= $(if $(wildcard /dev/nvidia0 /dev/accel0 /dev/vfio/0),1,2)
-INSTALL = $(PYTHON) tools/environment.py $(VENV) requirements.lock
+INSTALL = "$(PYTHON)" tools/environment.py "$(VENV)" requirements.lock
 
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/data/cache/jax
 
@@ -28,36 +28,36 @@ dev:
 	@$(INSTALL) requirements-dev.lock
 
 figures: env
-	$(BIN)/python -m mnemosyne reproduce --scale $(SCALE) --seed $(SEED) --jobs $(JOBS) $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
+	"$(BIN)/python" -m mnemosyne reproduce --scale "$(SCALE)" --seed "$(SEED)" --jobs "$(JOBS)" $(if $(ONLY),--only $(ONLY)) $(if $(FORCE),--force) $(if $(KEEP_GOING),--keep-going) $(ARGS)
 
 test: export MPLBACKEND ?= agg
 # Small programs, of which the tests have thousands, compile in half the time like this.
 test: export XLA_FLAGS ?= --xla_cpu_use_fusion_emitters=false
 test: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS ?= 0
 test: dev
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile --cov=mnemosyne --cov-report=term --cov-fail-under=90
-	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env -x notebooks
-	MNEMOSYNE_OUTPUT=$(CURDIR)/data/cache/nbval $(BIN)/python -m pytest tests/after_notebooks.py
+	"$(BIN)/ruff" check .
+	"$(BIN)/ruff" format --check .
+	"$(BIN)/python" -m pytest -n 2 --dist loadfile --cov=mnemosyne --cov-report=term --cov-fail-under=90
+	MNEMOSYNE_OUTPUT="$(CURDIR)/data/cache/nbval" "$(BIN)/python" -m pytest -n 2 --dist loadfile --nbval-lax --nbval-current-env -x notebooks
+	MNEMOSYNE_OUTPUT="$(CURDIR)/data/cache/nbval" "$(BIN)/python" -m pytest tests/after_notebooks.py
 
 docs: dev
-	$(BIN)/python -m sphinx -W --keep-going -q -E -b html -c docs . data/cache/site -d data/cache/site-doctrees
+	"$(BIN)/python" -m sphinx -W --keep-going -q -E -b html -c docs . data/cache/site -d data/cache/site-doctrees
 
 publish: SCALE = laptop
 publish: env
-	$(BIN)/python -m mnemosyne publish --scale $(SCALE) $(if $(ONLY),--only $(ONLY))
-	$(BIN)/python -m mnemosyne.book.pages
+	"$(BIN)/python" -m mnemosyne publish --scale "$(SCALE)" $(if $(ONLY),--only $(ONLY))
+	"$(BIN)/python" -m mnemosyne.book.pages
 
 lab:
 	@$(INSTALL) requirements-lab.lock
-	$(BIN)/jupyter lab notebooks
+	"$(BIN)/jupyter" lab notebooks
 
 bench: env
-	$(BIN)/python -m mnemosyne.book.bench
+	"$(BIN)/python" -m mnemosyne.book.bench
 
 # All extras agree on versions; each of the two other locks holds only what it adds to requirements.lock.
-COMPILE = $(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate --extra book --group build
+COMPILE = "$(BIN)/uv" pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 --generate-hashes --no-strip-extras --no-emit-index-url --no-header --no-annotate --extra book --group build
 ADDED   = awk 'NR == FNR {held[$$0]; next} /^[^ ]/ {new = !($$0 in held)} new' requirements.lock data/cache/some.lock
 
 lock: dev
@@ -80,9 +80,9 @@ CHOSEN = $(patsubst %,tests/%.py,memory/test_compact optimizer/test_zoo tasks/te
 lowest: RESOLUTION = lowest-direct
 newest: RESOLUTION = highest
 lowest newest: dev
-	$(BIN)/uv venv --quiet --clear --python $(PYTHON) $(VENV)-$@
-	$(BIN)/uv pip install --python $(VENV)-$@ --upgrade --resolution $(RESOLUTION) -e '.[dev]'
-	$(VENV)-$@/bin/python -m pytest -n 2 --dist loadfile $(CHOSEN)
+	"$(BIN)/uv" venv --quiet --clear --python "$(PYTHON)" "$(VENV)-$@"
+	"$(BIN)/uv" pip install --python "$(VENV)-$@" --upgrade --resolution $(RESOLUTION) -e '.[dev]'
+	"$(VENV)-$@/bin/python" -m pytest -n 2 --dist loadfile $(CHOSEN)
 
 clean:
-	rm -rf $(VENV) $(VENV)-lowest $(VENV)-newest data/cache runs
+	rm -rf "$(VENV)" "$(VENV)-lowest" "$(VENV)-newest" data/cache runs

@@ -78,7 +78,7 @@ def enter(app, error) -> None:
     if error is None:
         page = '<!doctype html><meta charset="utf-8"><title>Mnemosyne</title>'
         page += '<meta http-equiv="refresh" content="0; url=docs/index.html"><a href="docs/index.html">Mnemosyne</a>\n'
-        (Path(app.outdir) / "index.html").write_text(page)
+        (Path(app.outdir) / "index.html").write_text(page, encoding="utf-8")
 
 
 def setup(app) -> dict:

@@ -4,9 +4,13 @@
 """
 
 import argparse
+import io
+import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 from mnemosyne.optimizer import zoo
 from mnemosyne.store import StoreError
@@ -50,9 +54,18 @@ def weights(action: str, name: str | None) -> None:
         print(f"{known:16s} {sum(path.stat().st_size for path in paths) / 1e3:6.1f} kB{parts}")
 
 
+def installed() -> str:
+    """The version that is installed; where the package is only on the path, that there is none."""
+    try:
+        return version("mnemosyne-optimizer")
+    except PackageNotFoundError:
+        return "(not installed: on the path of imports alone)"
+
+
 def parser() -> argparse.ArgumentParser:
     """What the command line takes; of the book's commands only that they are there."""
     whole = argparse.ArgumentParser(prog="mnemosyne", description="A learned optimizer, and the book about it.")
+    whole.add_argument("--version", action="version", version=f"mnemosyne {installed()}")
     commands = whole.add_subparsers(required=True, metavar="command")
     for name, about in OF_THE_BOOK.items():
         commands.add_parser(name, help=about)
@@ -77,19 +90,44 @@ def extra(command: str, needed: str) -> Iterator[None]:
         raise SystemExit(f"mnemosyne {command} needs {error.name}, which is not installed: {remedy}") from error
 
 
+@contextmanager
+def quietly() -> Iterator[None]:
+    """End without a traceback when a reader of the output has gone (141), or at Ctrl-C (130), as other commands do.
+
+    A letter that the output's encoding lacks is printed as a question mark.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        # What is still to be written goes nowhere, else Python tells of it when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+
+
 def main(args: list[str] | None = None) -> None:
     """Run one command; a mistake in its arguments or data is a message, not a traceback."""
     words = sys.argv[1:] if args is None else args
-    try:
-        if words and words[0] in OF_THE_BOOK:
-            with extra(words[0], "book"):
-                from mnemosyne.book import commands
-            sys.exit(commands.run(words[0], words[1:]))
-        chosen = vars(parser().parse_args(words))
-        chosen.pop("run")(**chosen)
-        sys.exit(0)
-    except (ValueError, StoreError, PermissionError, FileNotFoundError) as error:
-        sys.exit(f"mnemosyne: {error}")
+    with quietly():
+        try:
+            if words and words[0] in OF_THE_BOOK:
+                with extra(words[0], "book"):
+                    from mnemosyne.book import commands
+                sys.exit(commands.run(words[0], words[1:]))
+            chosen = vars(parser().parse_args(words))
+            chosen.pop("run")(**chosen)
+            sys.exit(0)
+        except BrokenPipeError:
+            raise
+        except (ValueError, StoreError, OSError) as error:
+            sys.exit(f"mnemosyne: {error}")
 
 
 if __name__ == "__main__":

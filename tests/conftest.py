@@ -73,9 +73,9 @@ def checkout(tmp_path, monkeypatch):
     (tmp_path / "notebooks").mkdir()
     (tmp_path / "mnemosyne").mkdir()
     (tmp_path / "data").mkdir()
-    (tmp_path / "data/claims.toml").write_text(CLAIMS)
+    (tmp_path / "data/claims.toml").write_text(CLAIMS, encoding="utf-8")
     for name, source in CELLS.items():
-        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
+        (tmp_path / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)), encoding="utf-8")
     monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
     for name in ("MNEMOSYNE_OUTPUT", "MNEMOSYNE_FORCE"):
         monkeypatch.delenv(name, raising=False)

@@ -19,7 +19,7 @@ from mnemosyne.types import Task
 
 def python_blocks(page):
     """The Python code of a page, README.md or docs/….md, block by block."""
-    return re.findall(r"```python\n(.*?)```", (folders.root() / page).read_text(), re.DOTALL)
+    return re.findall(r"```python\n(.*?)```", (folders.root() / page).read_text(encoding="utf-8"), re.DOTALL)
 
 
 def sequence(seed, t, *shape):
@@ -88,7 +88,7 @@ def check_resumed(trainer, folder, die_at):
     whole = meta_train(trainer)
     with pytest.raises(Killed):
         meta_train(trainer, folder=folder, report=die)
-    with (folder / "log.jsonl").open("a") as f:
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as f:
         f.write('{"iteration": 99, "lo')  # a line that the crash cut short
     resumed = meta_train(trainer, folder=folder)
     for a, b in zip(jax.tree.leaves(resumed[0]), jax.tree.leaves(whole[0]), strict=True):

@@ -1,8 +1,15 @@
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import nbformat
 import numpy as np
 import optax
 import pytest
@@ -17,6 +24,7 @@ from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks import sets, suite
 from mnemosyne.tasks.classification import MLPSpec
 from mnemosyne.types import Task
+from tests.conftest import notebook
 
 
 def call(capsys, *args):
@@ -61,15 +69,15 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     theta, learned = zoo.load_weights(tmp_path / "light.safetensors")
     assert learned is OPTIMIZERS["light"].learned
     assert np.isfinite(theta["head"]["out"]).all()
-    card = (tmp_path / "light.md").read_text()
+    card = (tmp_path / "light.md").read_text(encoding="utf-8")
     assert '"iterations": 20' in card
     command = card.split("`")[1].split()  # the card's own command is the one that was given, but for the folder
     assert command[:4] == ["python", "-m", "mnemosyne", "meta-train"]
     given = args[: args.index("--out")] + args[args.index("--out") + 2 :]
     assert sorted(command[3:]) == sorted(given)
     assert "mlp 4 relu on images pooled by 2" in card
-    assert json.loads((tmp_path / "config.json").read_text())["config"]["coordinates"] == 8
-    assert (tmp_path / "light.csv").read_text().startswith("iteration,")
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))["config"]["coordinates"] == 8
+    assert (tmp_path / "light.csv").read_text(encoding="utf-8").startswith("iteration,")
     code, said = call(capsys, *args)  # a finished run is not repeated
     assert code == 0
     assert "wrote" in said.out
@@ -103,7 +111,7 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     assert learned is OPTIMIZERS["paced"].learned
     direction, _ = zoo.load_weights(zoo.path_of("normalised"))
     assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
-    card = (tmp_path / "paced.md").read_text()
+    card = (tmp_path / "paced.md").read_text(encoding="utf-8")
     command = card.split("`")[1].split()
     assert sorted(command[3:]) == sorted(args[: args.index("--out")] + args[args.index("--out") + 2 :])
     assert zoo.digest("normalised") in card
@@ -191,7 +199,7 @@ def test_a_file_in_the_place_of_the_data_is_named(capsys, tmp_path, monkeypatch,
 
 @pytest.mark.parametrize(("module", "config"), [("truncated.py", MetaConfig), ("pes.py", PESConfig)])
 def test_every_configuration_field_is_explained(module, config):
-    source = (Path(recipes.__file__).parent / module).read_text()
+    source = (Path(recipes.__file__).parent / module).read_text(encoding="utf-8")
     for field in config.__dataclass_fields__:
         line = next(line for line in source.splitlines() if line.strip().startswith(f"{field}:"))
         assert "#" in line or field == "seed"
@@ -227,3 +235,96 @@ def test_bench_compares_the_parallel_form_with_the_scan():
     assert (table["relative difference"] < 1e-4).all()
     assert (table["ratio"] > 0).all()
     assert np.allclose(table["ratio"], table["scan, ms"] / table["parallel, ms"])
+
+
+ROOT = Path(cli.__file__).parents[1]
+
+
+def command(*args, cwd=ROOT, **environment):
+    """Arguments of a process that runs the command line."""
+    known = {k: v for k, v in os.environ.items() if k not in ("MNEMOSYNE_ROOT", "MNEMOSYNE_OUTPUT", "MPLBACKEND")}
+    return {
+        "args": [sys.executable, "-m", "mnemosyne", *args],
+        "cwd": cwd,
+        "env": known | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.PIPE,
+    }
+
+
+def test_version(capsys):
+    code, said = call(capsys, "--version")
+    assert code == 0
+    assert re.fullmatch(r"mnemosyne \S.*\n", said.out)
+
+
+@pytest.mark.bad_input
+def test_a_reader_that_has_gone_ends_a_command_quietly():
+    with subprocess.Popen(**command("weights", "card", "light")) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 141
+
+
+@pytest.mark.bad_input
+def test_letters_that_an_encoding_lacks_are_printed_as_question_marks():
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(**command("weights", "card", "light", **ascii_only), check=True)
+    assert done.stdout.decode("ascii").splitlines()[0] == "# light"
+    assert done.stdout.count(b"?") == sum(ord(c) > 127 for c in zoo.card("light")) + zoo.card("light").count("?")
+
+
+@pytest.fixture
+def elsewhere(checkout):
+    """The checkout of two notebooks in a folder whose name has a space, braces and letters beyond ASCII."""
+    folder = checkout / "nöt {here} ελ"
+    folder.mkdir()
+    for name in ("notebooks", "mnemosyne", "data"):
+        (checkout / name).rename(folder / name)
+    return folder
+
+
+@pytest.mark.bad_input
+def test_notebooks_run_anywhere_in_any_locale_and_without_a_home(elsewhere):
+    told = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONIOENCODING": "ascii", "HOME": "/dev/null/none"}
+    done = subprocess.run(**command("reproduce", "--only", "01", cwd=elsewhere, **told), check=False)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    assert b"reproduced" in done.stdout
+    (claim,) = json.loads((elsewhere / "runs/quick/tables/01_good.claims.json").read_text(encoding="utf-8"))
+    assert claim["verdict"] == "reproduced"
+
+
+SLEEPS = "import os, time\nopen('pid', 'w', encoding='utf-8').write(str(os.getpid()))\ntime.sleep(600)"
+
+
+def kernel_of(folder, process):
+    """Wait for the kernel of a run to say its number."""
+    path = folder / "notebooks/pid"
+    while not (path.exists() and path.read_text(encoding="utf-8")):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    return int(path.read_text(encoding="utf-8"))
+
+
+def is_gone(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes in /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_stopped_ends_quietly_with_its_kernels(checkout, number, code):
+    page = nbformat.writes(notebook(SLEEPS))
+    (checkout / "notebooks/02_bad.ipynb").write_text(page, encoding="utf-8")
+    with subprocess.Popen(**command("reproduce", "--only", "02", cwd=checkout)) as process:
+        pid = kernel_of(checkout, process)
+        process.send_signal(number)
+        said, wrong = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert b"Traceback" not in said + wrong
+    assert b"stopped" in wrong
+    assert is_gone(pid)
+    assert not list(checkout.rglob("*.part"))

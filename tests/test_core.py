@@ -15,7 +15,7 @@ from mnemosyne.book import folders
 from mnemosyne.optimizer import zoo
 
 ROOT = folders.root()
-REQUIRED = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+REQUIRED = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
 
 TRAIN = """
 import importlib, pkgutil
@@ -70,7 +70,7 @@ def core(tmp_path_factory):
     def python(*args):
         environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {"PYTHONPATH": str(site)}
         command = [sys.executable, "-S", *args]
-        return subprocess.run(command, cwd=site, env=environment, capture_output=True, text=True, check=False)
+        return subprocess.run(command, cwd=site, env=environment, capture_output=True, check=False, encoding="utf-8")
 
     return python
 

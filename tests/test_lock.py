@@ -15,7 +15,7 @@ from mnemosyne.book import folders
 from tools import environment
 
 ROOT = folders.root()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = {"requirements.lock": "book", "requirements-dev.lock": "dev", "requirements-lab.lock": "lab"}
 
 
@@ -23,7 +23,7 @@ def pins(*locks):
     """name → [version, extras, holds here] of every line that pins something."""
     found = {}
     for lock in locks:
-        for line in (ROOT / lock).read_text().splitlines():
+        for line in (ROOT / lock).read_text(encoding="utf-8").splitlines():
             if "==" in line and not line.startswith(" "):
                 r = Requirement(line.removesuffix("\\"))
                 if r.marker is None or r.marker.evaluate():
@@ -97,7 +97,7 @@ def test_this_environment_is_the_locks():
     record = Path(sys.prefix) / environment.RECORD
     if not record.exists():
         pytest.skip("an environment of another making")
-    held = json.loads(record.read_text())["locks"]
+    held = json.loads(record.read_text(encoding="utf-8"))["locks"]
     assert held == {lock: environment.digest(ROOT / lock) for lock in held}
     pinned = pins(*held)
     assert len(pinned) > 100
@@ -118,7 +118,7 @@ def test_what_is_not_met_is_said():
 
 @pytest.mark.parametrize("lock", EXTRAS)
 def test_every_pin_has_hashes_and_no_address(lock):
-    text = (ROOT / lock).read_text()
+    text = (ROOT / lock).read_text(encoding="utf-8")
     blocks = re.split(r"\n(?=\S)", text.strip())
     assert len(blocks) >= 10
     for block in blocks:
@@ -133,10 +133,10 @@ def test_who_wants_figures_installs_no_linter_and_no_jupyterlab():
     running = pins("requirements.lock")
     assert not running.keys() & {"ruff", "pytest", "coverage", "uv", "nbval", "jupyterlab", "jupyter-server"}
     assert {"jax", "papermill", "ipykernel", "setuptools"} <= running.keys()
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for line in ("INSTALL = .* requirements.lock", "figures: env", "test: dev", "lab:\n.*requirements-lab.lock"):
         assert re.search(f"^{line}", makefile, re.MULTILINE), line
-    assert "pip install" not in makefile.replace("uv pip install", "")
+    assert "pip install" not in makefile.replace('uv" pip install', "")
 
 
 def test_pip_gets_the_locks_lines_and_nothing_else():
@@ -150,12 +150,12 @@ def finished(tmp_path):
     """A finished environment of one lock, and that lock and one more."""
     locks = [tmp_path / "a.lock", tmp_path / "b.lock"]
     for lock in locks:
-        lock.write_text(f"{lock.stem}==1")
+        lock.write_text(f"{lock.stem}==1", encoding="utf-8")
     venv = tmp_path / "venv"
     (venv / "bin").mkdir(parents=True)
     (venv / "bin/python").touch()
     record = {"path": str(venv), "locks": {"a.lock": environment.digest(locks[0])}}
-    (venv / environment.RECORD).write_text(json.dumps(record))
+    (venv / environment.RECORD).write_text(json.dumps(record), encoding="utf-8")
     return venv, locks
 
 
@@ -170,11 +170,11 @@ def test_any_other_is_made_anew(finished, what):
     venv, (a, b) = finished
     record = venv / environment.RECORD
     if what == "half":
-        record.write_text("{}")
+        record.write_text("{}", encoding="utf-8")
     elif what == "damaged":
-        record.write_text(record.read_text()[:20])
+        record.write_text(record.read_text(encoding="utf-8")[:20], encoding="utf-8")
     elif what == "other lock":
-        a.write_text("a==2")
+        a.write_text("a==2", encoding="utf-8")
     elif what == "no python":
         (venv / "bin/python").unlink()
     else:

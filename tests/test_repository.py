@@ -12,22 +12,40 @@ import papermill
 import pytest
 import yaml
 
-from mnemosyne.book import chapter, folders
+from mnemosyne.book import chapter, folders, results
 from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ROOMS = ("memory", "theory", "optimizer", "tasks", "metatrain", "book")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 
 def tracked():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return [ROOT / line for line in listed.stdout.splitlines() if (ROOT / line).is_file()]
+    """Files under git; all files where the checkout came without it, as from a source distribution."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8")
+    if listed.stdout:
+        return [ROOT / name for name in listed.stdout.split("\0") if (ROOT / name).is_file()]
+    folders_of_runs = {".venv", "cache", "raw", "runs", "build", "__pycache__"}
+    found = (path for path in ROOT.rglob("*") if path.is_file())
+    return [path for path in found if not folders_of_runs & set(path.relative_to(ROOT).parts)]
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs git's list of files")
+def test_a_source_distribution_has_what_its_tests_need(tmp_path):
+    """By the list that setuptools makes of it: all that is under git."""
+    command = [sys.executable, "-c", "from setuptools import setup; setup()", "-q", "egg_info", "--egg-base", tmp_path]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (listing,) = tmp_path.glob("*.egg-info/SOURCES.txt")
+    listed = set(listing.read_text(encoding="utf-8").splitlines())
+    needed = {path.relative_to(ROOT).as_posix() for path in tracked()}
+    assert {"tests/conftest.py", "tests/helpers.py", "tests/golden/t5.npz", "data/claims.toml"} <= needed
+    assert needed <= listed, sorted(needed - listed)
+    assert not {path for path in listed if path.startswith(("data/cache", "runs", ".venv"))}
 
 
 def test_conda_environment_installs_the_project_with_its_extras():
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
     pip = next(d["pip"] for d in environment["dependencies"] if isinstance(d, dict))
     extras = re.fullmatch(r"-e \.\[(.+)\]", pip[0])[1].split(",")
     assert set(extras) == {"book", "lab", "dev"} <= PROJECT["optional-dependencies"].keys()
@@ -35,9 +53,9 @@ def test_conda_environment_installs_the_project_with_its_extras():
 
 
 def test_there_are_notebooks_and_none_escapes():
-    assert [p.stem for p in NOTEBOOKS] == chapter.notebooks()
+    assert [p.stem for p in NOTEBOOKS] == results.notebooks()
     assert len(NOTEBOOKS) >= 4
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     assert "--nbval-lax" in makefile
     assert re.search(r"--nbval-lax.* notebooks\n", makefile)  # the folder, not a list
 
@@ -129,7 +147,7 @@ def test_committed_notebook_is_executed_small_and_clean(path):
     assert any("image/png" in o.get("data", {}) for o in outputs)
     assert path.stat().st_size <= 300_000
     assert "widgets" not in notebook.metadata
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert not re.search(r"/(home|root|tmp|work|Users)/", text)
     assert not any(o.get("name") == "stderr" for o in outputs)
 
@@ -137,7 +155,7 @@ def test_committed_notebook_is_executed_small_and_clean(path):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_committed_verdicts_are_the_ones_shown(path):
     """The page was executed at laptop, and shows each claim with its rule, whole, and its verdict, as published."""
-    claims = chapter.published_claims("laptop", path.stem)
+    claims = results.published_claims("laptop", path.stem)
     assert claims
     notebook = nbformat.read(path, as_version=4)
     outputs = [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs]
@@ -180,24 +198,66 @@ def test_no_machine_path_and_no_pickle_in_tracked_text():
     suffixes = {".py", ".md", ".toml", ".yml", ".yaml", ".cff", ".json", ".csv", ".lock", ""}
     for path in tracked():
         if path.suffix in suffixes and path.name != "test_repository.py":
-            text = path.read_text(errors="ignore")
+            text = path.read_text(errors="ignore", encoding="utf-8")
             assert not re.search(r"(?<![\w.])/(home|root|work|tmp)/\w", text), path
             if path.suffix == ".py" and "tests" not in path.parts:
                 assert "pickle" not in text.replace("allow_pickle=False", ""), path
 
 
 def test_contributing_names_files_and_tests_that_exist():
-    named = re.findall(r"`([\w./<>]+\.(?:py|md|toml|ipynb))(?:::(\w+))?`", (ROOT / "CONTRIBUTING.md").read_text())
+    named = re.findall(
+        r"`([\w./<>]+\.(?:py|md|toml|ipynb))(?:::(\w+))?`", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    )
     assert len(named) > 25
     for file, test in named:
         if "<" in file:
             assert (ROOT / file).parent.is_dir(), file
         elif test:
-            assert f"def {test}(" in (ROOT / file).read_text(), f"{file}::{test}"
+            assert f"def {test}(" in (ROOT / file).read_text(encoding="utf-8"), f"{file}::{test}"
         else:
             assert (ROOT / file).exists(), file
 
 
 def test_every_module_is_small():
     for path in (ROOT / "mnemosyne").rglob("*.py"):
-        assert len(path.read_text().splitlines()) <= 350, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 350, path
+
+
+def opens_without_encoding(code: str) -> list[str]:
+    """Calls that open a text file, or another program's output, in whatever encoding the machine is set to."""
+    found = []
+    for call in (node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)):
+        name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+        given = {k.arg: k.value for k in call.keywords}
+        of_path = isinstance(call.func, ast.Attribute)
+        mode = given.get("mode", (*call.args[0 if of_path else 1 :], None)[0])
+        as_text = name == "open" and not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
+        as_text &= not (of_path and ast.unparse(call.func.value) in ("tarfile", "Image", "os", "webbrowser"))
+        of_path_text = of_path and name in ("read_text", "write_text")
+        if (as_text or of_path_text or {"text", "universal_newlines"} & given.keys()) and "encoding" not in given:
+            found.append(ast.unparse(call))
+    return found
+
+
+def test_a_text_file_opened_in_the_machines_encoding_is_found():
+    wrong = [
+        *("path.read_text()", "path.write_text('a')", "open(path)", "open(path, 'w')", "path.open()", "path.open('a')"),
+        *("gzip.open(path, 'rt')", "subprocess.run(['git'], text=True)"),
+    ]
+    assert opens_without_encoding("\n".join(wrong)) == wrong
+    right = (
+        "path.read_text(encoding='utf-8')\nopen(path, 'rb')\npath.open('wb')\ntarfile.open(path)\nread_text('mnist')"
+    )
+    assert opens_without_encoding(right) == []
+
+
+@pytest.mark.bad_input
+def test_every_text_file_is_opened_as_utf_8():
+    """Else a machine with another locale reads other letters, or stops at the first that its encoding lacks."""
+    sources = {path: path.read_text(encoding="utf-8") for path in tracked() if path.suffix == ".py"}
+    for path in (path for path in tracked() if path.suffix == ".ipynb"):
+        cells = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        sources[path] = "\n".join(cells)
+    assert len(sources) > 100
+    for path, code in sources.items():
+        assert opens_without_encoding(code) == [], path

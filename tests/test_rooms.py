@@ -42,7 +42,7 @@ def modules() -> dict[str, Path]:
 def imports(path: Path) -> set[str]:
     """The modules of this package that a module imports, anywhere in it."""
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -108,7 +108,7 @@ def test_the_house_has_the_size_that_its_page_says():
         "imports between rooms": len(arrows),
         "floors of rooms, the longest way down": max(map(floor, ALLOWED)),
     }
-    page = (HOUSE.parent / "docs" / "rooms.md").read_text()
+    page = (HOUSE.parent / "docs" / "rooms.md").read_text(encoding="utf-8")
     said = {row: int(now) for row, now in re.findall(r"^\| ([^|]+) \| [^|]+ \| (\d+) \|$", page, re.MULTILINE)}
     assert {row: said[row] for row in counted} == counted
 
@@ -116,7 +116,11 @@ def test_the_house_has_the_size_that_its_page_says():
 def mentions() -> list[tuple[str, str]]:
     """Every `module.name` in docstrings and comments whose module is one of this package, with where it stands."""
     bases = {m.rpartition(".")[2] for m in MODULES}
-    found = [(m, said) for m, p in MODULES.items() for said in re.findall(r"`(\w+\.\w+)[^`]*`", p.read_text())]
+    found = [
+        (m, said)
+        for m, p in MODULES.items()
+        for said in re.findall(r"`(\w+\.\w+)[^`]*`", p.read_text(encoding="utf-8"))
+    ]
     return [(m, said) for m, said in found if said.split(".")[0] in bases]
 
 

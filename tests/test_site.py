@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from mnemosyne.book import chapter, folders, pages
+from mnemosyne.book import folders, pages, results
 
 ROOT = folders.root()
 NEEDED = ("sphinx", "myst_nb", "sphinx_book_theme", "sphinx-mathjax-offline")
@@ -36,8 +36,12 @@ in_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium o
 @pytest.fixture(scope="module")
 def site():
     """The site's folder, as the command of the Makefile builds it."""
-    command = re.search(r"^docs: .*\n\t\$\(BIN\)/python (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)[1]
-    done = subprocess.run([sys.executable, *command.split()], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = re.search(
+        r'^docs: .*\n\t"\$\(BIN\)/python" (.*)$', (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE
+    )[1]
+    done = subprocess.run(
+        [sys.executable, *command.split()], cwd=ROOT, capture_output=True, check=False, encoding="utf-8"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return folders.cache() / "site"
 
@@ -45,7 +49,7 @@ def site():
 @pytest.fixture(scope="module")
 def written(site):
     """Path of every page → its text."""
-    found = {path: path.read_text() for path in site.rglob("*.html") if "_static" not in path.parts}
+    found = {path: path.read_text(encoding="utf-8") for path in site.rglob("*.html") if "_static" not in path.parts}
     assert len(found) > 30
     return found
 
@@ -101,7 +105,7 @@ def test_the_ledger_has_every_published_claim(written, site):
 
 
 def test_chapters_follow_each_other(written, site):
-    names = chapter.notebooks()
+    names = results.notebooks()
     for before, after in itertools.pairwise(names):
         assert re.search(rf'class="right-next"\s+href="{after}.html"', written[site / f"notebooks/{before}.html"])
         assert re.search(rf'class="left-prev"\s+href="{before}.html"', written[site / f"notebooks/{after}.html"])
@@ -128,7 +132,7 @@ def test_an_address_brings_the_badges_back_and_none_leaves_chapters_without(hous
     line = house.badges("https://github.com/someone/mnemosyne/", "07_mlps")
     assert "https://colab.research.google.com/github/someone/mnemosyne/blob/HEAD/notebooks/07_mlps.ipynb" in line
     assert "https://mybinder.org/v2/gh/someone/mnemosyne/HEAD?labpath=notebooks/07_mlps.ipynb" in line
-    shown = json.loads(house.with_badges((ROOT / "notebooks/07_mlps.ipynb").read_text(), line))
+    shown = json.loads(house.with_badges((ROOT / "notebooks/07_mlps.ipynb").read_text(encoding="utf-8"), line))
     first = "".join(shown["cells"][0]["source"])
     assert re.match(rf"# 07 · [^\n]*\n\n{re.escape(line)}\n\n\*\*Reproduces", first)
     assert not any("mybinder.org" in text for text in written.values())
@@ -197,7 +201,7 @@ def server(site):
     paths = sorted(
         p.relative_to(site).as_posix() for p in site.rglob("*.html") if p.parent.name in ("docs", "notebooks")
     )
-    (site / "look.html").write_text(LOOK.replace("PATHS", json.dumps(paths)))
+    (site / "look.html").write_text(LOOK.replace("PATHS", json.dumps(paths)), encoding="utf-8")
     serving = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=site))
     serving.posted = queue.Queue()
     threading.Thread(target=serving.serve_forever, daemon=True).start()
@@ -234,7 +238,7 @@ def test_every_page_looks_right_in_a_browser_on_a_desk_and_on_a_phone(server, tm
 @pytest.mark.parametrize("asked", ["", "?verdict=partly", "?text=random+features"])
 def test_the_ledger_is_searched_and_filtered(server, tmp_path, asked):
     command = browser(tmp_path, server, f"docs/ledger.html{asked}", "--virtual-time-budget=10000", "--dump-dom")
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    dom = subprocess.run(command, capture_output=True, timeout=120, check=True, encoding="utf-8").stdout
     rows = re.findall(r"<tr[^>]*\bid=\"claim-[^>]*>", dom)
     shown = [row for row in rows if "hidden" not in row]
     claims = pages.claims()

@@ -45,7 +45,7 @@ def todo(venv: Path, locks: list[Path]) -> tuple[list[Path], bool]:
             sys.exit(f"{venv} was not made by this: remove it (make clean), or name another folder (VENV=…)")
         return locks, True
     try:
-        record = json.loads((venv / RECORD).read_text())
+        record = json.loads((venv / RECORD).read_text(encoding="utf-8"))
     except ValueError:
         record = {}
     held = record.get("locks", {})
@@ -84,17 +84,17 @@ def pip(venv: Path, *arguments, say=None) -> None:
         time.sleep(0.1)
         if say and time.monotonic() - said > EVERY:
             said = time.monotonic()
-            print(f"{said - begun:5.0f} s  {say(log.read_text(errors='replace'))}", flush=True)
+            print(f"{said - begun:5.0f} s  {say(log.read_text(errors='replace', encoding='utf-8'))}", flush=True)
     if run.returncode:
-        print(*log.read_text(errors="replace").splitlines()[-20:], sep="\n", file=sys.stderr)
+        print(*log.read_text(errors="replace", encoding="utf-8").splitlines()[-20:], sep="\n", file=sys.stderr)
         sys.exit(f"pip {' '.join(map(str, arguments))}: failed, all of it in {log}; the next try starts anew")
 
 
 def install(venv: Path, lock: Path) -> None:
     """Install what a lock pins, setuptools first: it builds what has no wheel."""
-    text = lock.read_text()
+    text = lock.read_text(encoding="utf-8")
     if builder := re.search(r"^setuptools==(?:.*\\\n)+.*\n", text, re.MULTILINE):
-        (venv / "builder.lock").write_text(builder[0])
+        (venv / "builder.lock").write_text(builder[0], encoding="utf-8")
         pip(venv, *LOCKED, venv / "builder.lock")
     packages = next(venv.glob("lib/python*/site-packages"))
     before = len(list(packages.glob("*.dist-info")))
@@ -108,14 +108,15 @@ def install(venv: Path, lock: Path) -> None:
 
 
 def main(venv: Path, *locks: Path) -> None:
+    sys.stdout.reconfigure(errors="replace")  # a path may have letters that the locale lacks
     begun = time.monotonic()
     wanted, anew = todo(venv, list(locks))
     if not wanted:
         return
-    held = {} if anew else json.loads((venv / RECORD).read_text())["locks"]
+    held = {} if anew else json.loads((venv / RECORD).read_text(encoding="utf-8"))["locks"]
     held |= {lock.name: digest(lock) for lock in wanted}
     venv.mkdir(parents=True, exist_ok=True)
-    (venv / RECORD).write_text("{}")  # from here on it is unfinished
+    (venv / RECORD).write_text("{}", encoding="utf-8")  # from here on it is unfinished
     if anew:
         print(f"{venv}: a new environment, Python {sys.version.split()[0]}", flush=True)
         for path in venv.iterdir():
@@ -132,7 +133,7 @@ def main(venv: Path, *locks: Path) -> None:
         compiles = os.environ | {"PYTHONDONTWRITEBYTECODE": ""}
         subprocess.run([venv / "bin/python", "-c", f"import {USED}"], check=True, env=compiles)
     pip(venv, "check")
-    (venv / RECORD).write_text(json.dumps({"path": str(venv.resolve()), "locks": held}))
+    (venv / RECORD).write_text(json.dumps({"path": str(venv.resolve()), "locks": held}), encoding="utf-8")
     print(f"{venv}: ready after {time.monotonic() - begun:.0f} s", flush=True)
 
 

@@ -8,7 +8,8 @@ plotting.curves(ax, rows, "train_loss")
 
 from mnemosyne.book import drawings, explorer, plotting
 from mnemosyne.book.bench import per_call
-from mnemosyne.book.chapter import open_run, read_table
+from mnemosyne.book.chapter import open_run
+from mnemosyne.book.results import read_table
 from mnemosyne.book.studies import (
     ablation,
     blocks,

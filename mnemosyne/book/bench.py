@@ -1,5 +1,6 @@
 """How long an update and a memory take: ratios measured in one run, `make bench`."""
 
+import sys
 import time
 from collections.abc import Callable
 
@@ -155,6 +156,7 @@ def _timer(advance: Callable, state) -> Callable[[], float]:
 
 def main() -> None:
     """Print the table."""
+    sys.stdout.reconfigure(errors="replace")  # × and λ, whatever the locale
     print(f"{device()}; {versions()}; medians of {ROUNDS}, contenders in turn\n")
     print(bench().to_string(index=False, float_format=lambda x: f"{x:.2f}"))
     print("\nCAM over 4,096 patterns, d = 16, 32 features\n")

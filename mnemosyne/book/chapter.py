@@ -11,7 +11,6 @@ run.claims()                                 # runs/<scale>/tables/07_mlps.claim
 """
 
 import functools
-import hashlib
 import io
 import json
 import os
@@ -34,7 +33,9 @@ from mnemosyne.book import claims, folders
 from mnemosyne.book.claims import Claim
 from mnemosyne.book.kept import Kept, find
 from mnemosyne.book.keys import Deferred, code, combined, program, shapes, value
+from mnemosyne.book.results import note_of, notebooks
 from mnemosyne.book.scale import Scale, resized, scale_named
+from mnemosyne.book.whole import digest
 from mnemosyne.evaluate import Contender, course, train
 from mnemosyne.metatrain.loop import meta_train
 from mnemosyne.optimizer import zoo
@@ -160,7 +161,9 @@ class Run:
 
     def table(self, id: str, rows: pd.DataFrame) -> pd.DataFrame:
         """Write rows to `<id>.csv` with a note of how they came, and return them as read back."""
-        self._write(f"tables/{id}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode())
+        self._write(
+            f"tables/{id}.csv", rows.to_csv(index=False, float_format="%.6g", lineterminator="\n").encode("utf-8")
+        )
         about = {
             "notebook": self.notebook,
             "command": self._command(),
@@ -206,7 +209,7 @@ class Run:
         It also notes what it wrote, and which kept entries it used, so that they can be published with it.
         """
         note = {"written": self.written, "used": sorted(self.kept.used)}
-        folders.write(_note(self.scale.name, self.notebook, self.seed), _json(note))
+        folders.write(note_of(self.scale.name, self.notebook, self.seed), _json(note))
         seconds = f"{time.perf_counter() - self.started:.0f}"
         about = {"scale": self.scale.name, "data": self.scale.data, "seed": str(self.seed)}
         about |= {"versions": versions(), "device": device(), "seconds": seconds}
@@ -287,61 +290,5 @@ def _shown(made: Sequence[Claim]) -> pd.DataFrame:
     return pd.DataFrame([asdict(c) for c in made], columns=["id", *columns]).set_index("id")
 
 
-def notebooks() -> list[str]:
-    """Names of all notebooks, in the order they run."""
-    return sorted(p.stem for p in (folders.root() / "notebooks").glob("[0-9][0-9]_*.ipynb"))
-
-
-def written(scale: str, notebook: str, seed: int = 0) -> dict[str, str]:
-    """What a notebook's last whole run wrote: path under the run's folder → hash. Empty if there was none."""
-    return _noted(scale, notebook, seed)["written"]
-
-
-def used(scale: str, notebook: str, seed: int = 0) -> list[str]:
-    """Keys of the kept entries that a notebook's last whole run used."""
-    return _noted(scale, notebook, seed)["used"]
-
-
-def forget(scale: str, notebook: str, seed: int = 0) -> None:
-    """Forget what a notebook's last run wrote: the next may fail, or change its sizes and write elsewhere."""
-    _note(scale, notebook, seed).unlink(missing_ok=True)
-
-
-def _noted(scale: str, notebook: str, seed: int) -> dict:
-    path = _note(scale, notebook, seed)
-    return json.loads(path.read_text()) if path.exists() else {"written": {}, "used": []}
-
-
-def _note(scale: str, notebook: str, seed: int) -> Path:
-    return folders.runs(scale, seed) / "tables" / f"{notebook}.run.json"
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _json(content: Any) -> bytes:
-    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def read_claims(scale: str, notebook: str, seed: int = 0) -> list[dict]:
-    """The claims that a notebook's run wrote at a scale; empty if it has not run."""
-    path = folders.runs(scale, seed) / "tables" / f"{notebook}.claims.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def published_claims(scale: str, notebook: str) -> list[dict]:
-    """The claims of a notebook that are published for a scale."""
-    path = folders.published_tables(scale) / f"{notebook}.claims.json"
-    return json.loads(path.read_text()) if path.exists() else []
-
-
-def read_table(scale: str, id: str, seed: int = 0) -> pd.DataFrame | None:
-    """A table that another notebook's run wrote; else the published one, and a line says so; else None."""
-    path = folders.runs(scale, seed) / "tables" / f"{id}.csv"
-    if not path.exists():
-        path = folders.published_tables(scale) / f"{id}.csv"
-        if path.exists():
-            print(f"{id}: the published table; no run here has written it")
-    return pd.read_csv(path) if path.exists() else None
+    return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8")

@@ -20,6 +20,7 @@ from typing import Any
 
 from mnemosyne.book import folders, keys, verdicts
 from mnemosyne.book.verdicts import UNTESTED, Held
+from mnemosyne.book.whole import Damaged, text
 
 PAPERS = ("mnemosyne", "practical-tradeoffs", "memformers")
 
@@ -111,10 +112,16 @@ def stated() -> dict[str, Stated]:
     """All claims, by id.
 
     Raises:
-        ValueError: a claim with an unknown judge or paper.
-        TypeError: a claim with a field too few or too many.
+        ValueError: a file that is damaged or no TOML; a claim with an unknown judge or paper, or with a field too few
+            or too many. It names the file.
     """
-    return {id: Stated(id, **entry) for id, entry in tomllib.loads(folders.claims().read_text()).items()}
+    path = folders.claims()
+    try:
+        return {id: Stated(id, **entry) for id, entry in tomllib.loads(text(path)).items()}
+    except Damaged:
+        raise
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def find(id: str) -> Stated:

@@ -1,6 +1,8 @@
 """Where things lie: the checkout, what it publishes, what runs write, what is kept of them."""
 
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -82,8 +84,41 @@ def writable(folder: Path) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file whole or not at all: beside its place, to the disk, and then into its place.
+
+    Raises:
+        OSError: names the file and says why; what was there before is still there.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
-    partial.write_bytes(content.encode() if isinstance(content, str) else content)
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def sweep(folder: Path) -> list[Path]:
+    """Delete what writers that were killed have left unfinished below a folder, and return it."""
+    left = [
+        p for p in folder.rglob("*.part") if (pid := re.search(r"\.(\d+)\.part$", p.name)) and not _runs(int(pid[1]))
+    ]
+    for path in left:
+        path.unlink(missing_ok=True)
+    return left
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -29,6 +29,9 @@ from mnemosyne.book.keys import value
 from mnemosyne.provenance import device, versions
 from mnemosyne.types import Params
 
+# What reading a damaged gzip or zip file raises; the last two if a bit says that it is encrypted, or compressed anew.
+UNREADABLE = (OSError, EOFError, ValueError, zlib.error, zipfile.BadZipFile, RuntimeError, NotImplementedError)
+
 
 @dataclass(frozen=True)
 class Kept:
@@ -101,15 +104,23 @@ def find(key: str) -> dict | None:
     return None
 
 
-def publish(path: Path, keys: Iterable[str]) -> None:
-    """Write the entries of these keys to one zip, the same bytes each time."""
+def archive(keys: Iterable[str], remedy: str) -> bytes:
+    """A zip of the entries of these keys, the same bytes each time.
+
+    Raises:
+        ValueError: if one is gone or damaged, with the command that computes it anew.
+    """
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as whole:
         for key in sorted(keys):
-            archive.writestr(zipfile.ZipInfo(f"{key}.json"), json.dumps(find(key)), zipfile.ZIP_DEFLATED, 9)
+            entry = find(key)
+            if entry is None:
+                raise ValueError(f"rows are gone or damaged that the run has used ({key}): {remedy} FORCE=1")
+            whole.writestr(zipfile.ZipInfo(f"{key}.json"), json.dumps(entry), zipfile.ZIP_DEFLATED, 9)
             if _arrays(key).exists():
-                archive.writestr(zipfile.ZipInfo(_arrays(key).name), _arrays(key).read_bytes(), zipfile.ZIP_DEFLATED, 9)
-    folders.write(path, buffer.getvalue())
+                store.read(_arrays(key))  # a StoreError names one that is damaged
+                whole.writestr(zipfile.ZipInfo(_arrays(key).name), _arrays(key).read_bytes(), zipfile.ZIP_DEFLATED, 9)
+    return buffer.getvalue()
 
 
 def _path(key: str) -> Path:
@@ -124,11 +135,14 @@ def _checked(where: str, read: Callable[[], bytes]) -> dict | None:
     """An entry that is whole, or None and a line that says it is not."""
     try:
         entry = json.loads(read())
-        if entry["sha256"] == _digest(entry["content"]):
+        if entry["sha256"] == _digest(entry["content"]) and isinstance(entry["about"], dict):
             return entry
-    except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error, zipfile.BadZipFile):
-        pass
-    print(f"{where} is damaged; it is not used", flush=True)
+        wrong = "its content has another SHA-256 than it says"
+    except (KeyError, TypeError) as error:
+        wrong = f"it is no entry: {error}"
+    except UNREADABLE as error:
+        wrong = str(error) or type(error).__name__
+    print(f"{where} is damaged; it is not used ({wrong})", flush=True)
     return None
 
 
@@ -140,7 +154,7 @@ def _from_zip(path: Path, key: str) -> dict | None:
             if f"{key}.safetensors" in archive.namelist() and not _arrays(key).exists():
                 folders.write(_arrays(key), archive.read(f"{key}.safetensors"))
             return _checked(f"{key} in {path}", lambda: archive.read(f"{key}.json"))
-    except (OSError, zipfile.BadZipFile) as error:
+    except UNREADABLE as error:
         print(f"{path} is damaged ({error}); it is not used", flush=True)
         return None
 

@@ -213,7 +213,7 @@ def package() -> str:
     """The hash of all of the package's code."""
     folder = Path(importlib.util.find_spec(PACKAGE).origin).parent
     files = sorted(folder.rglob("*.py"))
-    return combined(*(f"{path.relative_to(folder)} {_dumped(path.read_text())}" for path in files))
+    return combined(*(f"{path.relative_to(folder)} {_dumped(path.read_text(encoding='utf-8'))}" for path in files))
 
 
 @functools.cache
@@ -274,7 +274,7 @@ def _reference(module: str, reached: dict[tuple[str, str], str], node: ast.AST) 
 @functools.cache
 def _definitions(module: str) -> tuple[dict[str, ast.AST], dict[str, tuple[str, str]]]:
     """A module's top-level definitions by name, and what of this package it imports: name → (module, name or "")."""
-    tree = syntax(Path(importlib.util.find_spec(module).origin).read_text())
+    tree = syntax(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8"))
     defined: dict[str, ast.AST] = {}
     for node in tree.body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -6,14 +6,14 @@ A block begins at a line `<!-- generated: name -->` and ends at `<!-- end -->`. 
 """
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-import nbformat
 import pandas as pd
 
-from mnemosyne.book import chapter, folders
+from mnemosyne.book import folders, results, whole
 from mnemosyne.book.verdicts import VERDICTS
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks.data.sources import SOURCES
@@ -25,21 +25,25 @@ _BLOCK = re.compile(r"(<!-- generated: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL
 
 def published(id: str) -> pd.DataFrame:
     """A published table."""
-    return pd.read_csv(folders.published_tables(SCALE) / f"{id}.csv")
+    path = folders.published_tables(SCALE) / f"{id}.csv"
+    found = whole.published(path, whole.table)
+    if found is None:
+        raise whole.Damaged(path, "is not published")
+    return found
 
 
 def claims() -> list[dict]:
     """Every published claim, in the order of chapters, each with its chapter and the command that tests it."""
     return [
         claim | {"chapter": name, "command": f"make figures SCALE={SCALE} ONLY={name.split('_')[0]}"}
-        for name in chapter.notebooks()
-        for claim in chapter.published_claims(SCALE, name)
+        for name in results.notebooks()
+        for claim in results.published_claims(SCALE, name)
     ]
 
 
 def title(notebook: str) -> str:
     """What the first line of a chapter calls it."""
-    first = nbformat.read(folders.root() / "notebooks" / f"{notebook}.ipynb", as_version=4).cells[0]
+    first = whole.notebook(folders.root() / "notebooks" / f"{notebook}.ipynb").cells[0]
     return first.source.splitlines()[0].removeprefix("# ")
 
 
@@ -206,10 +210,10 @@ def addresses() -> str:
 def gallery() -> str:
     """Every published figure under the chapter that draws it."""
     shown = []
-    for name in chapter.notebooks():
-        code = (folders.root() / "notebooks" / f"{name}.ipynb").read_text()
+    for name in results.notebooks():
+        code = whole.text(folders.root() / "notebooks" / f"{name}.ipynb")
         drawn = dict.fromkeys(re.findall(r'run\.figure\(\\"(\w+)\\"', code))
-        drawn = [id for id in drawn if (folders.published_figures(SCALE) / f"{id}.png").exists()]
+        drawn = [id for id in drawn if whole.published(folders.published_figures(SCALE) / f"{id}.png", whole.picture)]
         if drawn:
             pictures = "\n".join(f"![{id}](../figures/{SCALE}/{id}.png)" for id in drawn)
             shown.append(f"### [{title(name)}](../notebooks/{name}.ipynb)\n\n{pictures}\n")
@@ -254,9 +258,17 @@ def pages() -> list[Path]:
 
 
 def main() -> None:
-    """Write every generated block of every page."""
+    """Write every generated block of every page; a SystemExit names a file that is damaged."""
+    sys.stderr.reconfigure(errors="replace")  # a path may have letters that the locale lacks
+    try:
+        _refresh()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"mnemosyne.book.pages: {error}") from error
+
+
+def _refresh() -> None:
     for page in pages():
-        text = page.read_text()
+        text = whole.text(page)
         if (new := refreshed(text)) != text:
             folders.write(page, new)
             print(f"wrote {page.relative_to(folders.root())}")

@@ -1,8 +1,9 @@
 """How far a run of many notebooks is, as a line that says what is done, what runs and what is left."""
 
 import sys
-import threading
 import time
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 
 EVERY = 10.0
@@ -11,7 +12,7 @@ EVERY = 10.0
 
 @dataclass
 class Progress:
-    """Notebooks and how far each is. Used as a context, in which the line is kept up to date."""
+    """Notebooks and how far each is."""
 
     total: int
     jobs: int
@@ -19,6 +20,7 @@ class Progress:
     began: dict[str, float] = field(default_factory=dict)
     spent: list[float] = field(default_factory=list)  # seconds of those that are done
     done: int = 0
+    ended: bool = False  # nothing is printed any more
 
     def at(self, name: str, where: str) -> None:
         """Note where a notebook is."""
@@ -43,22 +45,18 @@ class Progress:
             parts.append(f"about {max(1, round(left / 60))} min left")
         return ", ".join(parts)
 
-    def __enter__(self) -> "Progress":
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._keep_telling, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _keep_telling(self) -> None:
-        terminal = sys.stdout.isatty()
-        while not self._stop.wait(1.0 if terminal else EVERY):
-            if self.running:
+    def follow(self, notebooks: Iterable[Future]) -> None:
+        """Print the line every few seconds until all are done; what one of them raises is raised."""
+        left, terminal = set(notebooks), sys.stdout.isatty()
+        while left:
+            done, left = wait(left, 1.0 if terminal else EVERY, return_when=FIRST_COMPLETED)
+            for notebook in done:
+                notebook.result()
+            if not done and self.running:
                 self._print(f"\r\033[K{self.line()}" if terminal else f"         {self.line()}\n")
 
     def _print(self, text: str) -> None:
+        if self.ended:
+            return
         sys.stdout.write(f"\r\033[K{text}" if sys.stdout.isatty() and not text.startswith("\r") else text)
         sys.stdout.flush()

@@ -7,13 +7,15 @@ what is up to date.
 """
 
 import base64
+import hashlib
 import io
+import json
 from pathlib import Path
 
 import nbformat
 from PIL import Image
 
-from mnemosyne.book import chapter, folders, kept, reproduce
+from mnemosyne.book import folders, kept, lock, reproduce, results, whole
 from mnemosyne.book.scale import scale_named
 
 
@@ -30,49 +32,57 @@ def publish(*, scale: str = "laptop", only: tuple[str, ...] = ()) -> list[Path]:
         The files that were written.
 
     Raises:
-        ValueError: if a notebook's run is not up to date; the message has the command that makes it so.
+        ValueError: if a notebook's run is not up to date, or its rows are damaged; the message has the command that
+            makes it so. Nothing is written then.
     """
-    names, whole = reproduce.select(only), scale_named(scale).judges
-    stale = [name for name in names if not reproduce.up_to_date(name, scale, 0)]
-    if stale:
-        numbers = " ".join(name.split("_")[0] for name in stale)
-        raise ValueError(
-            f'no run that is up to date of {", ".join(stale)}; make figures SCALE={scale} ONLY="{numbers}"'
-        )
-    files: list[Path] = []
-    for name in names:
-        files += _copy(name, scale, whole)
-        if whole:
-            if keys := chapter.used(scale, name):
-                rows = folders.published_rows() / scale / f"{name}.zip"
-                kept.publish(rows, keys)
-                files.append(rows)
-            source = reproduce.source_of(name)
-            shown = with_outputs(_read(source), _read(reproduce.executed(name, scale, 0)))
-            folders.write(source, nbformat.writes(shown) + "\n")
-            files.append(source)
-    if not only:
-        places = folders.published_tables(scale), folders.published_figures(scale), folders.published_rows() / scale
-        for folder in places:
-            for path in set(folder.glob("*")) - set(files):
+    with lock.alone(folders.cache() / "locks" / "publish", "publish"), reproduce.alone(scale, 0, "publish"):
+        for folder in (*_places(scale), folders.root() / "notebooks"):
+            folders.sweep(folder)
+        names = reproduce.select(only)
+        stale = [name for name in names if not reproduce.up_to_date(name, scale, 0)]
+        if stale:
+            numbers = " ".join(name.split("_")[0] for name in stale)
+            raise ValueError(
+                f'no run that is up to date of {", ".join(stale)}; make figures SCALE={scale} ONLY="{numbers}"'
+            )
+        files: dict[Path, bytes] = {}  # all is read before anything is written
+        for name in names:
+            files |= _made(name, scale, scale_named(scale).judges)
+        for path, content in files.items():
+            folders.write(path, content)
+        if not only:
+            for path in {p for folder in _places(scale) for p in folder.glob("*")} - files.keys():
                 path.unlink()
-    return files
+        _list(scale, files, whole.digests(scale) if only else {})
+    return list(files)
 
 
-def _copy(name: str, scale: str, whole: bool) -> list[Path]:
-    """Copy a notebook's tables, claims and figures, or its claims alone."""
-    files = []
-    for path in chapter.written(scale, name):
+def _places(scale: str) -> tuple[Path, Path, Path]:
+    return folders.published_tables(scale), folders.published_figures(scale), folders.published_rows() / scale
+
+
+def _made(name: str, scale: str, judges: bool) -> dict[Path, bytes]:
+    """What a notebook's run has made, by the place where it is published; its claims alone where nothing is judged."""
+    tables, figures, rows = _places(scale)
+    files = {}
+    for path in results.written(scale, name):
         kind, file = path.split("/")
-        if whole or file.endswith(".claims.json"):
-            to = {"tables": folders.published_tables, "figures": folders.published_figures}[kind](scale) / file
-            folders.write(to, (folders.runs(scale) / path).read_bytes())
-            files.append(to)
+        if judges or file.endswith(".claims.json"):
+            files[{"tables": tables, "figures": figures}[kind] / file] = (folders.runs(scale) / path).read_bytes()
+    if judges:
+        if keys := results.used(scale, name):
+            files[rows / f"{name}.zip"] = kept.archive(keys, f"make figures SCALE={scale} ONLY={name.split('_')[0]}")
+        source = reproduce.source_of(name)
+        shown = with_outputs(whole.notebook(source), whole.notebook(reproduce.executed(name, scale, 0)))
+        files[source] = (nbformat.writes(shown) + "\n").encode("utf-8")
     return files
 
 
-def _read(path: Path) -> nbformat.NotebookNode:
-    return nbformat.read(path, as_version=4)
+def _list(scale: str, files: dict[Path, bytes], known: dict[str, str]) -> None:
+    """List the digests of published tables, claims and figures, with those that were published before."""
+    tables, figures, _ = _places(scale)
+    new = {p.name: hashlib.sha256(content).hexdigest() for p, content in files.items() if p.parent in (tables, figures)}
+    folders.write(whole.listing(scale), json.dumps(dict(sorted((known | new).items())), indent=0) + "\n")
 
 
 def with_outputs(source: nbformat.NotebookNode, run: nbformat.NotebookNode) -> nbformat.NotebookNode:

@@ -4,22 +4,19 @@ import ast
 import hashlib
 import json
 import os
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import nbformat
 import pandas as pd
-import papermill
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
 
-from mnemosyne.book import chapter, claims, folders, keys
+from mnemosyne.book import chapter, claims, folders, kernels, keys, lock, results, whole
 from mnemosyne.book.progress import Progress
 from mnemosyne.book.scale import scale_named
 from mnemosyne.optimizer import zoo
@@ -67,92 +64,90 @@ def reproduce(
     if jobs < 1:
         raise ValueError(f"jobs is how many notebooks run at a time, at least 1, got {jobs}")
     scale_named(scale)
-    chosen = select(only)
-    folders.writable(folders.runs(scale, seed) / "notebooks")
-    stop, progress = threading.Event(), Progress(len(chosen), jobs)
-
-    def one(name: str, before: tuple[Future, ...]) -> Outcome:
-        wait(before)
-        told = partial(progress.at, name)
-        outcome = Outcome(name, "not run", 0.0) if stop.is_set() else run_one(name, scale, seed, told, force=force)
-        took = outcome.seconds if outcome.status == "ran" else None
-        progress.end(name, f"{outcome.status}, {outcome.seconds:.0f} s{outcome.error}", took)
-        if outcome.status == "failed" and not keep_going:
-            stop.set()
-        return outcome
-
-    started: list[Future] = []
-    with kernels_told(force), progress, ThreadPoolExecutor(jobs) as pool:
-        for name in chosen:
-            started.append(pool.submit(one, name, tuple(started) if reads_tables(name) else ()))
-        outcomes = [s.result() for s in started]
+    chosen, folder = select(only), folders.runs(scale, seed)
+    folders.writable(folder / "notebooks")
+    folders.writable(folders.cache())
+    with alone(scale, seed, "reproduce"), kernels.environment(force):
+        for path in (*folders.sweep(folder), *folders.sweep(folders.cache() / "kept")):
+            print(f"{path} was left unfinished by a process that was killed; it is deleted")
+        outcomes = _run_all(chosen, scale, seed, force, keep_going, jobs)
     print("\n" + closing_table(outcomes, scale, seed) + "\n")
-    print(f"figures, tables, claims and executed notebooks: {folders.runs(scale, seed)}")
+    print(f"figures, tables, claims and executed notebooks: {folder}")
     return int(any(o.status in ("failed", "not run") for o in outcomes))
 
 
 @contextmanager
-def kernels_told(force: bool) -> Iterator[None]:
-    """Kernels that start within are told how to run by environment variables, which end with it."""
-    before = dict(os.environ)
-    defaults = {
-        "JAX_COMPILATION_CACHE_DIR": str(folders.cache() / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5",
-    }
-    told = {"MNEMOSYNE_BATCH": "1", "MNEMOSYNE_FORCE": "1" if force else ""}  # the first: see explore.sliders
-    os.environ.update(defaults | before | told)
-    try:
+def alone(scale: str, seed: int, doing: str) -> Iterator[None]:
+    """Wait until no other process runs or publishes this scale and seed, of this checkout or into this folder."""
+    name = f"{doing} --scale {scale} --seed {seed}"
+    here = folders.cache() / "locks" / f"{scale}-seed-{seed}"
+    with lock.alone(here, name), lock.alone(folders.runs(scale, seed) / ".lock", name):
         yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+
+
+def _run_all(chosen: list[str], scale: str, seed: int, force: bool, keep_going: bool, jobs: int) -> list[Outcome]:
+    """Run notebooks, several at a time; whatever ends this ends their kernels."""
+    stop, progress, running = threading.Event(), Progress(len(chosen), jobs), kernels.Kernels()
+
+    def one(name: str, before: tuple[Future, ...]) -> Outcome:
+        wait(before)
+        if stop.is_set():
+            outcome = Outcome(name, "not run", 0.0)
+        else:
+            outcome = run_one(name, scale, seed, running, partial(progress.at, name), force=force)
+        if outcome.status == "failed" and not keep_going:
+            stop.set()
+        took = outcome.seconds if outcome.status == "ran" else None
+        progress.end(name, f"{outcome.status}, {outcome.seconds:.0f} s{outcome.error}", took)
+        return outcome
+
+    started: list[Future] = []
+    with kernels.ended_by_signals(), ThreadPoolExecutor(jobs) as pool:
+        try:
+            for name in chosen:
+                started.append(pool.submit(one, name, tuple(started) if reads_tables(name) else ()))
+            progress.follow(started)
+        except BaseException as error:
+            stop.set()
+            progress.ended = True
+            running.end()
+            if not isinstance(error, BrokenPipeError):
+                print("stopped: what was computed is kept, the same command goes on from there", file=sys.stderr)
+            raise
+    return [s.result() for s in started]
 
 
 def select(only: tuple[str, ...]) -> list[str]:
     """The notebooks asked for, in order; a ValueError names one that is not there."""
-    names = chapter.notebooks()
+    names = results.notebooks()
     unknown = [o for o in only if o not in names and o not in {n.split("_")[0] for n in names}]
     if unknown:
         raise ValueError(f"no notebook {', '.join(unknown)}; there are {', '.join(names)}")
     return [n for n in names if not only or n in only or n.split("_")[0] in only]
 
 
-def run_one(name: str, scale: str, seed: int, at=lambda where: None, *, force: bool = False) -> Outcome:
-    """Run one notebook unless it is up to date.
-
-    Args:
-        name: the notebook.
-        scale: see `reproduce`.
-        seed: see `reproduce`.
-        at: told where it is, as "cell 3/18".
-        force: run it even so.
-    """
-    stamp, key = stamp_of(name, scale, seed), fingerprint_of(name, scale, seed)
-    if not force and up_to_date(name, scale, seed):
-        return Outcome(name, "cached", json.loads(stamp.read_text())["seconds"])
-    at("starts")
-    stamp.unlink(missing_ok=True)
-    chapter.forget(scale, name, seed)
-    began, source, copy = time.perf_counter(), source_of(name), executed(name, scale, seed)
+def run_one(
+    name: str, scale: str, seed: int, running: kernels.Kernels, at=lambda where: None, *, force: bool = False
+) -> Outcome:
+    """Run one notebook unless it is up to date; `at` is told where it is. Whatever goes wrong is its outcome."""
+    stamp, began = stamp_of(name, scale, seed), time.perf_counter()
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(copy),
-            parameters={"scale": scale, "seed": seed},
-            engine_name="told",
-            progress_bar=False,
-            cwd=str(source.parent),
-            kernel_name="python3",
-            at=at,
-            # Plain sockets are no news, errors are raised; figures are on the page whatever MPLBACKEND says.
-            extra_arguments=["--log-level=50", "--matplotlib=inline"],
-        )
-    except PapermillExecutionError as error:
-        where = f"\n      cell [{error.exec_count}] of {copy}: {error.ename}: {error.evalue}"
-        return Outcome(name, "failed", time.perf_counter() - began, where)
-    seconds = round(time.perf_counter() - began, 1)
-    folders.write(stamp, json.dumps({"key": key, "seconds": seconds}))
-    return Outcome(name, "ran", seconds)
+        key = fingerprint_of(name, scale, seed)
+        if not force and up_to_date(name, scale, seed):
+            return Outcome(name, "cached", _stamped(name, scale, seed)["seconds"])
+        at("starts")
+        stamp.unlink(missing_ok=True)
+        results.forget(scale, name, seed)
+        began, copy = time.perf_counter(), executed(name, scale, seed)
+        kernels.execute(source_of(name), copy, {"scale": scale, "seed": seed}, running, at)
+        seconds = round(time.perf_counter() - began, 1)
+        folders.write(stamp, json.dumps({"key": key, "seconds": seconds, "page": whole.digest(copy)}))
+        return Outcome(name, "ran", seconds)
+    except (kernels.Failed, ValueError, OSError) as error:
+        return Outcome(name, "failed", time.perf_counter() - began, f"\n      {error}")
+    except Exception as error:  # nothing that one notebook meets keeps the others from being told of
+        told = f"\n      {type(error).__name__}: {error}"
+        return Outcome(name, "failed", time.perf_counter() - began, told)
 
 
 def source_of(name: str) -> Path:
@@ -170,24 +165,40 @@ def stamp_of(name: str, scale: str, seed: int) -> Path:
     return executed(name, scale, seed).with_suffix(".json")
 
 
+def _stamped(name: str, scale: str, seed: int) -> dict | None:
+    return results.noted(stamp_of(name, scale, seed), {"key": str, "seconds": float, "page": str})
+
+
 def up_to_date(name: str, scale: str, seed: int) -> bool:
-    """Whether a run of this notebook, as it is now, has ended, and all that it wrote is there as it was written."""
-    stamp, folder = stamp_of(name, scale, seed), folders.runs(scale, seed)
-    if not (stamp.exists() and executed(name, scale, seed).exists()):
+    """Whether a run of this notebook, as it is now, has ended, and all that it wrote is there as it was written.
+
+    What is gone or has changed since is told.
+    """
+    stamp, written = _stamped(name, scale, seed), results.written(scale, name, seed)
+    if stamp is None or not written:
         return False
-    written = chapter.written(scale, name, seed)
-    there = all((folder / p).exists() and chapter.digest(folder / p) == d for p, d in written.items())
-    return bool(written) and there and json.loads(stamp.read_text())["key"] == fingerprint_of(name, scale, seed)
+    made = {executed(name, scale, seed): stamp["page"]}
+    made |= {folders.runs(scale, seed) / path: digest for path, digest in written.items()}
+    for path, digest in made.items():
+        if (found := digest_of(path)) != digest:
+            print(f"{path} is {'not as it was written' if found else 'gone'}; {name} counts as not run", flush=True)
+            return False
+    return stamp["key"] == fingerprint_of(name, scale, seed)
+
+
+def digest_of(path: Path) -> str:
+    """The digest of a file; empty where there is none."""
+    return whole.digest(path) if path.exists() else ""
 
 
 def fingerprint_of(name: str, scale: str, seed: int) -> str:
     """A run's making: code, claims, parameters, tables it reads, package, style, weights, versions."""
     code = [ast.dump(keys.syntax(cell)) for cell in code_of(name)]
     weights = [zoo.digest(known) for known in zoo.available()]
-    style = [chapter.STYLE.read_text()]
+    style = [chapter.STYLE.read_text(encoding="utf-8")]
     # Files instead of `jax.devices()`: a TPU serves one process, which has to be the notebook's.
     computing = [str(os.environ.get("JAX_PLATFORMS")), *(path for path in ACCELERATORS if Path(path).exists())]
-    read = [chapter.digest(path) for path in tables_before(name, scale, seed)] if reads_tables(name) else []
+    read = [digest_of(path) for path in tables_before(name, scale, seed)] if reads_tables(name) else []
     rules = claims_of(name)
     parts = [*code, scale, str(seed), keys.package(), *weights, *style, *read, *rules, *computing, versions()]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
@@ -196,8 +207,8 @@ def fingerprint_of(name: str, scale: str, seed: int) -> str:
 def tables_before(name: str, scale: str, seed: int) -> list[Path]:
     """The tables that runs of notebooks before this one have written."""
     folder = folders.runs(scale, seed)
-    before = [n for n in chapter.notebooks() if n < name]
-    return [folder / p for n in before for p in chapter.written(scale, n, seed) if p.endswith(".csv")]
+    before = [n for n in results.notebooks() if n < name]
+    return [folder / p for n in before for p in results.written(scale, n, seed) if p.endswith(".csv")]
 
 
 def claims_of(name: str) -> list[str]:
@@ -208,21 +219,25 @@ def claims_of(name: str) -> list[str]:
 
 def code_of(name: str) -> list[str]:
     """The code cells of a notebook."""
-    cells = nbformat.read(source_of(name), as_version=4).cells
-    return [c.source for c in cells if c.cell_type == "code"]
+    return [c.source for c in whole.notebook(source_of(name)).cells if c.cell_type == "code"]
 
 
 def reads_tables(name: str) -> bool:
     """Whether a notebook reads the tables of others, so that it must run after them."""
-    return any("read_table(" in cell for cell in code_of(name))
+    try:
+        return any("read_table(" in cell for cell in code_of(name))
+    except whole.Damaged:  # its own turn will tell
+        return False
 
 
 def closing_table(outcomes: list[Outcome], scale: str, seed: int = 0) -> str:
     """Claims of the notebooks that were asked for: claim, paper, here, verdict, and the published one; seconds."""
     rows = []
     for o in outcomes:
-        found = chapter.read_claims(scale, o.notebook, seed) if o.status in ("ran", "cached") else []
-        published = {c["id"]: c["verdict"] for c in chapter.published_claims("laptop", o.notebook)}
+        ended = o.status in ("ran", "cached")
+        found = _told(lambda name=o.notebook: results.read_claims(scale, name, seed)) if ended else []
+        known = _told(lambda name=o.notebook: results.published_claims("laptop", name))
+        published = {c["id"]: c["verdict"] for c in known}
         for claim in found or [{"id": "–", "paper": "", "ours": "", "verdict": o.status}]:
             rows.append(
                 {
@@ -245,24 +260,15 @@ def closing_table(outcomes: list[Outcome], scale: str, seed: int = 0) -> str:
     return "\n".join(line.rstrip() for line in lines)
 
 
+def _told(read: Callable[[], list[dict]]) -> list[dict]:
+    """Claims, or none and a line that says why."""
+    try:
+        return read()
+    except whole.Damaged as error:
+        print(error)
+        return []
+
+
 def shorten(text: str, limit: int = 48) -> str:
     """Cut a text at a word, with an ellipsis."""
     return text if len(text) <= limit else text[: limit - 1].rsplit(" ", 1)[0] + "…"
-
-
-class ToldEngine(NBClientEngine):
-    """papermill's engine, which tells where it is instead of drawing a bar."""
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man, kernel_name, at=lambda where: None, **kwargs):
-        cells, cell_start = nb_man.nb.cells, nb_man.cell_start
-
-        def told(cell, cell_index=None, **more):
-            at(f"cell {cell_index + 1}/{len(cells)}")
-            return cell_start(cell, cell_index, **more)
-
-        nb_man.cell_start = told
-        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-
-papermill_engines.register("told", ToldEngine)

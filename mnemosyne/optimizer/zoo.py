@@ -214,7 +214,7 @@ def digest(name: str) -> str:
 
 def card(name: str) -> str:
     """The card of shipped weights: what they were trained on, by which command, and how they did."""
-    cards = [path.with_suffix(".md").read_text() for path in files_of(name)]
+    cards = [path.with_suffix(".md").read_text(encoding="utf-8") for path in files_of(name)]
     made_of = f"# {name}\n\nPut together of the weights below; nothing of it was meta-trained together.\n\n"
     return (made_of if OPTIMIZERS[name].parts else "") + "\n".join(cards)
 

@@ -21,7 +21,7 @@ SMALL = Config(hidden=4, projections=4, encoders=1, feedforward=6)
 def run(tmp_path, monkeypatch):
     for folder in ("notebooks", "mnemosyne"):
         (tmp_path / folder).mkdir()
-    (tmp_path / "notebooks" / "10_x.ipynb").write_text("{}")
+    (tmp_path / "notebooks" / "10_x.ipynb").write_text("{}", encoding="utf-8")
     monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
     monkeypatch.setattr(Replicas, "chunk", 2)
     return open_run("10_x")

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from mnemosyne import store
-from mnemosyne.book import chapter, folders, plotting
+from mnemosyne.book import chapter, folders, plotting, results
 from mnemosyne.book.chapter import open_run
 from mnemosyne.book.keys import Deferred
 from mnemosyne.book.scale import SCALES, scale_named
@@ -281,12 +281,12 @@ def test_tables_say_how_they_came_and_do_not_change(checkout):
     assert back.a[0] == pytest.approx(1 / 3, rel=1e-5)
     run.table("t", rows)
     assert path.read_bytes() == before
-    about = json.loads(path.with_suffix(".meta.json").read_text())
+    about = json.loads(path.with_suffix(".meta.json").read_text(encoding="utf-8"))
     assert about["scale"]["data"] == "digits"
     assert about["seed"] == 2
     assert {"command", "versions", "device", "computed"} <= about.keys()
-    assert chapter.read_table("quick", "t", 2).equals(back)
-    assert chapter.read_table("paper", "t") is None
+    assert results.read_table("quick", "t", 2).equals(back)
+    assert results.read_table("paper", "t") is None
     assert len(run.close()) == 6
 
 
@@ -310,7 +310,7 @@ def test_a_claim_is_shown_when_made_and_written_with_the_others(checkout):
     run.claim("empirical", held=[True], ours="o", sizes={"limit": 2})
     run.claim("x", held=False, ours="o")  # a cell that is run again
     assert list(run.claims().verdict) == ["not reproduced", "not testable at this scale"]
-    first, second = chapter.read_claims("quick", "01_good")
+    first, second = results.read_claims("quick", "01_good")
     assert (first["paper"], first["anywhere"], second["anywhere"]) == ("p", True, False)
     assert second["rule"] == "below 2 in every cell; partly: in half"
     assert list(first) == ["id", "paper", "rule", "ours", "verdict", "interval", "seeds", "note", "anywhere"]
@@ -324,28 +324,28 @@ def test_output_can_go_elsewhere(checkout, tmp_path, monkeypatch):
     assert not (checkout / "runs").exists()
     run.claim("x", held=True, ours="o")
     run.claims()
-    assert chapter.read_claims("quick", "01_good")
+    assert results.read_claims("quick", "01_good")
     monkeypatch.delenv("MNEMOSYNE_OUTPUT")
-    assert not chapter.read_claims("quick", "01_good")
+    assert not results.read_claims("quick", "01_good")
 
 
 def test_a_table_that_was_not_run_is_the_published_one_and_is_told(checkout, capsys):
     published = checkout / "data/results/quick"
     published.mkdir(parents=True)
-    (published / "t.csv").write_text("a\n17\n")
-    assert chapter.read_table("quick", "t").a[0] == 17
+    (published / "t.csv").write_text("a\n17\n", encoding="utf-8")
+    assert results.read_table("quick", "t").a[0] == 17
     assert "t: the published table; no run here has written it" in capsys.readouterr().out
     open_run("01_good").table("t", pd.DataFrame({"a": [18]}))
     capsys.readouterr()
-    assert chapter.read_table("quick", "t").a[0] == 18
+    assert results.read_table("quick", "t").a[0] == 18
     assert not capsys.readouterr().out
-    assert chapter.read_table("quick", "u") is None
+    assert results.read_table("quick", "u") is None
 
 
 def test_an_empirical_claim_waits_for_real_data(checkout):
     long = "a rule that is long " * 9
     path = folders.claims()
-    path.write_text(path.read_text().replace("below {limit} in every cell", long))
+    path.write_text(path.read_text(encoding="utf-8").replace("below {limit} in every cell", long), encoding="utf-8")
 
     def verdicts(scale):
         run = open_run("01_good", scale)
@@ -367,14 +367,14 @@ def test_a_changed_size_is_honoured_and_lies_apart_from_what_the_scale_gives(tra
     assert (rows.step.max(), rows.seed.nunique()) == (200, 2)
     run.table("t", rows)
     folder = checkout / "runs/quick-steps-200-seeds-2-features-8/tables"
-    about = json.loads((folder / "t.meta.json").read_text())
+    about = json.loads((folder / "t.meta.json").read_text(encoding="utf-8"))
     assert about["command"] == (
         "01_good at scale quick with steps = 200, seeds = 2, features = 8; not what is published"
     )
     assert about["scale"]["steps"] == 200
     run.close()
-    assert chapter.read_table("quick", "t") is None
-    assert not chapter.written("quick", "01_good")  # what publishing copies
+    assert results.read_table("quick", "t") is None
+    assert not results.written("quick", "01_good")  # what publishing copies
 
 
 def test_a_size_left_alone_or_given_as_it_is_changes_nothing(checkout):
@@ -409,7 +409,7 @@ def test_a_read_only_folder_is_named(checkout):
     folder = checkout / "runs"
     folder.mkdir(exist_ok=True)
     if os.geteuid() == 0:  # root may write anywhere: put a file in the folder's place instead
-        (folder / "quick").write_text("")
+        (folder / "quick").write_text("", encoding="utf-8")
     else:
         folder.chmod(stat.S_IRUSR | stat.S_IXUSR)
     with pytest.raises(PermissionError, match="cannot write results to"):

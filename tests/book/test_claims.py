@@ -4,21 +4,21 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from mnemosyne.book import chapter, claims, folders, reproduce
+from mnemosyne.book import chapter, claims, folders, reproduce, results
 from mnemosyne.book.claims import JUDGES, Measured
 from mnemosyne.book.verdicts import VERDICTS
 
 
 def test_every_claim_of_the_file_is_made_by_one_notebook():
-    made = Counter(id for name in chapter.notebooks() for id in claims.made(reproduce.code_of(name)))
+    made = Counter(id for name in results.notebooks() for id in claims.made(reproduce.code_of(name)))
     assert made.keys() == claims.stated().keys()
     assert not [id for id, times in made.items() if times > 1]
 
 
-@pytest.mark.parametrize("notebook", chapter.notebooks())
+@pytest.mark.parametrize("notebook", results.notebooks())
 def test_what_is_published_follows_the_file(notebook):
     """The claims of the notebook, with what the paper says, and the rule with its sizes filled in."""
-    published, known = chapter.published_claims("laptop", notebook), claims.stated()
+    published, known = results.published_claims("laptop", notebook), claims.stated()
     assert {c["id"] for c in published} == set(claims.made(reproduce.code_of(notebook)))
     for claim in published:
         stated = known[claim["id"]]
@@ -75,7 +75,9 @@ def test_what_a_scale_cannot_test_is_not_judged(checkout):
 @pytest.mark.parametrize(("key", "value"), [("judge", "strict"), ("paper", "another")])
 def test_a_claim_with_an_unknown_judge_or_paper_is_refused(checkout, key, value):
     entry = {"paper": "mnemosyne", "says": "p", "rule": "r", "judge": "whole"} | {key: value}
-    folders.claims().write_text("[y]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entry.items()))
+    folders.claims().write_text(
+        "[y]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in entry.items()), encoding="utf-8"
+    )
     with pytest.raises(ValueError, match=f"claim 'y': {key} '{value}' is none of"):
         claims.stated()
 

@@ -57,6 +57,7 @@ def damage(path, how):
         path.write_bytes(gzip.compress(b"{"))
 
 
+@pytest.mark.bad_input
 @pytest.mark.parametrize("how", ["truncated", "empty", "a digit changed", "no JSON"])
 def test_a_damaged_file_is_told_and_computed_anew(capsys, how):
     calls, compute = counting(pd.DataFrame({"x": [0.25]}))
@@ -73,9 +74,9 @@ def test_what_is_published_is_found_and_a_damaged_archive_is_told(checkout, caps
     calls, compute = counting(pd.DataFrame({"x": [0.25]}))
     Kept().get(KEY, compute)
     archive = folders.published_rows() / "laptop" / "01_x.zip"
-    kept.publish(archive, [KEY])
+    folders.write(archive, kept.archive([KEY], "make figures"))
     first = archive.read_bytes()
-    kept.publish(archive, [KEY])
+    folders.write(archive, kept.archive([KEY], "make figures"))
     assert archive.read_bytes() == first
     kept._path(KEY).unlink()
     assert Kept().get(KEY, compute).x[0] == 0.25
@@ -95,7 +96,7 @@ def test_arrays_are_kept_with_what_was_measured(checkout, capsys):
         assert measured == {"accuracy": 0.5}
     assert len(calls) == 1
     path = kept._arrays(KEY)
-    kept.publish(folders.published_rows() / "laptop" / "01_x.zip", [KEY])
+    folders.write(folders.published_rows() / "laptop" / "01_x.zip", kept.archive([KEY], "make figures"))
     path.write_bytes(path.read_bytes()[:-2])
     assert np.array_equal(Kept().arrays(KEY, like, compute)[0]["w"], [1, 2, 3])
     assert "is damaged or not there" in capsys.readouterr().out
@@ -116,3 +117,41 @@ def test_how_contents_came_is_counted():
     entry = json.loads(gzip.decompress(kept._path(KEY).read_bytes()))
     assert set(entry) == {"about", "sha256", "content"}
     assert entry["about"]["seconds"] >= 0
+
+
+@pytest.mark.bad_input
+def test_a_flipped_bit_in_what_is_published_is_never_used(checkout, capsys):
+    """Wherever it is: in an entry, its name, or the directory of the archive."""
+    table = pd.DataFrame({"x": np.linspace(0, 1, 50)})
+    Kept().get(KEY, lambda: table)
+    archive = folders.published_rows() / "laptop" / "01_x.zip"
+    folders.write(archive, kept.archive([KEY], "make figures"))
+    kept._path(KEY).unlink()
+    content, whole, told = archive.read_bytes(), kept.find(KEY), 0
+    for i in range(0, len(content), 3):
+        flipped = bytearray(content)
+        flipped[i] ^= 1 << (i % 8)
+        archive.write_bytes(flipped)
+        found = kept.find(KEY)
+        assert found in (None, whole)
+        told += found is None and "is damaged" in capsys.readouterr().out
+    assert told > len(content) / 6
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "content", [b"", bytes(400), b"<html>503</html>", b"version https://git-lfs.github.com/spec/v1\n"]
+)
+def test_what_is_no_archive_is_named_and_computed_anew(checkout, capsys, content):
+    archive = folders.published_rows() / "laptop" / "01_x.zip"
+    folders.write(archive, content)
+    assert Kept().get(KEY, lambda: 3) == 3
+    assert "01_x.zip is damaged" in capsys.readouterr().out
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("entry", [[], {"content": 1}, {"content": 1, "sha256": kept._digest(1)}, 3])
+def test_an_entry_that_says_nothing_is_named_and_computed_anew(checkout, capsys, entry):
+    folders.write(kept._path(KEY), gzip.compress(json.dumps(entry).encode()))
+    assert Kept().get(KEY, lambda: 4) == 4
+    assert ".json.gz is damaged; it is not used (" in capsys.readouterr().out

@@ -150,7 +150,7 @@ def studied(tmp_path, monkeypatch):
     def after(old="", new=""):
         name = f"made_up_{next(count)}"
         for end, text in {"": SOURCE.format(module=name), "_helper": HELPER}.items():
-            (tmp_path / f"{name}{end}.py").write_text(text.replace(old, new))
+            (tmp_path / f"{name}{end}.py").write_text(text.replace(old, new), encoding="utf-8")
         importlib.invalidate_caches()
         keys._definitions.cache_clear()
         module = importlib.import_module(f"mnemosyne.{name}")
@@ -181,7 +181,7 @@ def test_a_real_study_reaches_what_it_uses():
 
 
 def test_code_is_read_by_several_threads_at_once():
-    text = Path(keys.__file__).read_text()
+    text = Path(keys.__file__).read_text(encoding="utf-8")
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda _: ast.dump(keys.syntax(text)), range(40)))
     assert found == {ast.dump(ast.parse(text))}

@@ -7,7 +7,7 @@ import jax
 import pytest
 
 import mnemosyne
-from mnemosyne.book import chapter, folders, pages
+from mnemosyne.book import folders, pages, results
 from tests.helpers import python_blocks
 
 ROOT = folders.root()
@@ -18,16 +18,18 @@ README = ROOT / "README.md"
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_generated_blocks_are_what_published_results_give(page):
     """If this fails: python -m mnemosyne.book.pages."""
-    assert pages.refreshed(page.read_text()) == page.read_text()
+    assert pages.refreshed(page.read_text(encoding="utf-8")) == page.read_text(encoding="utf-8")
 
 
 def test_every_generated_block_is_on_a_page():
-    used = {name for page in PAGES for name in re.findall(r"<!-- generated: (\w+) -->", page.read_text())}
+    used = {
+        name for page in PAGES for name in re.findall(r"<!-- generated: (\w+) -->", page.read_text(encoding="utf-8"))
+    }
     assert used == pages.GENERATED.keys()
 
 
 def test_a_typed_number_in_a_generated_block_does_not_stay():
-    text = README.read_text()
+    text = README.read_text(encoding="utf-8")
     assert pages.refreshed(text.replace("over 5 seeds", "over 50 seeds")) == text
     assert "over 5 seeds" in text
 
@@ -46,10 +48,10 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def replaced(path, old, new):
-    text = path.read_text()
+    text = path.read_text(encoding="utf-8")
     assert old in text
     path.unlink()
-    path.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new), encoding="utf-8")
 
 
 def test_the_headline_follows_claims_and_tables(elsewhere):
@@ -66,9 +68,9 @@ def test_the_headline_follows_claims_and_tables(elsewhere):
 def test_the_command_writes_stale_blocks_anew_and_nothing_else(elsewhere, capsys):
     root = elsewhere.parents[2]
     page = "Before.\n\n<!-- generated: addresses -->\nold\n<!-- end -->\n\nAfter.\n"
-    (root / "README.md").write_text(page)
+    (root / "README.md").write_text(page, encoding="utf-8")
     pages.main()
-    assert (root / "README.md").read_text() == page.replace("old\n", pages.addresses())
+    assert (root / "README.md").read_text(encoding="utf-8") == page.replace("old\n", pages.addresses())
     pages.main()
     assert capsys.readouterr().out == "wrote README.md\n"
 
@@ -86,7 +88,7 @@ def test_bars_in_a_cell_do_not_end_it():
 def test_the_ledger_has_every_published_claim_whole():
     shown = pages.ledger()
     rows = shown.splitlines()[2:]
-    published = [c for name in chapter.notebooks() for c in chapter.published_claims("laptop", name)]
+    published = [c for name in results.notebooks() for c in results.published_claims("laptop", name)]
     assert len(rows) == len(published) > 40
     for claim, row in zip(published, rows, strict=True):
         for part in ("id", "verdict", "paper", "rule", "ours", "interval"):
@@ -96,8 +98,8 @@ def test_the_ledger_has_every_published_claim_whole():
 def test_the_readme_is_short_and_names_the_two_commands():
     assert README.stat().st_size <= 8_000
     for needed in ("make figures", "make test", "mnemosyne.pretrained()", "pip install ."):
-        assert needed in README.read_text()
-    assert len(re.findall(r"!\[", README.read_text())) == 3
+        assert needed in README.read_text(encoding="utf-8")
+    assert len(re.findall(r"!\[", README.read_text(encoding="utf-8"))) == 3
 
 
 def test_the_first_example_of_the_readme_trains_as_it_stands():
@@ -107,22 +109,22 @@ def test_the_first_example_of_the_readme_trains_as_it_stands():
 
 
 def test_the_names_that_the_readme_gives_are_there():
-    names = re.findall(r'^\| `"(\w+)"`', README.read_text(), re.MULTILINE)
+    names = re.findall(r'^\| `"(\w+)"`', README.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(names) == 4
     for name in names:
         assert mnemosyne.pretrained(name).init({"w": jax.numpy.zeros((2, 3))})
 
 
 def test_every_notebook_is_in_the_table_of_figures():
-    text = (ROOT / "docs/figures.md").read_text()
-    for name in chapter.notebooks():
+    text = (ROOT / "docs/figures.md").read_text(encoding="utf-8")
+    for name in results.notebooks():
         assert f"[{name}](../notebooks/{name}.ipynb)" in text
         assert f"`make figures ONLY={name[:2]}`" in text
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_links_resolve(page):
-    for link in re.findall(r"\]\(((?!http)[^)#]+)", page.read_text()):
+    for link in re.findall(r"\]\(((?!http)[^)#]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / link).exists(), link
 
 
@@ -145,5 +147,5 @@ def test_the_recipe_of_one_piece_changed_runs():
 
 def test_no_notebook_has_a_badge_that_leads_to_a_front_page():
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
-        cells = json.loads(path.read_text())["cells"]
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         assert "badge" not in "".join("".join(c["source"]) for c in cells), path.name

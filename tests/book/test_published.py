@@ -9,12 +9,12 @@ import zipfile
 
 import pytest
 
-from mnemosyne.book import chapter, folders, kept, reproduce
+from mnemosyne.book import folders, kept, reproduce, results
 from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
 ARCHIVES = sorted((ROOT / "data" / "rows").glob("*/*.zip"))
-KEPT = [n for n in chapter.notebooks() if (ROOT / "data" / "rows" / "laptop" / f"{n}.zip").exists()]
+KEPT = [n for n in results.notebooks() if (ROOT / "data" / "rows" / "laptop" / f"{n}.zip").exists()]
 
 
 def entries(path):
@@ -37,13 +37,15 @@ def test_published_rows_are_whole_and_say_how_they_came(path):
 def test_the_checkout_is_small():
     sizes = {p: p.stat().st_size for p in ARCHIVES}
     assert sum(sizes.values()) <= 25e6
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(
+        ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8"
+    ).stdout
     tracked = [ROOT / name for name in listed.split("\0") if name and (ROOT / name).is_file()]
     assert sum(p.stat().st_size for p in tracked) <= 80e6
 
 
 def test_nothing_of_a_users_run_is_under_git():
-    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, check=False, encoding="utf-8").stdout
     assert not re.search(r"^(runs|data/cache)/", listed, re.MULTILINE)
     scales = {line.split("/")[1] for line in listed.splitlines() if line.startswith("figures/")}
     assert scales <= {name for name, scale in SCALES.items() if scale.judges}
@@ -91,4 +93,4 @@ def test_a_millionth_of_every_loss_changes_no_published_verdict(tmp_path, monkey
     assert reproduce.reproduce(scale="laptop", only=tuple(KEPT), jobs=2) == 0
     verdicts = lambda claims: {c["id"]: c["verdict"] for c in claims}
     for name in KEPT:
-        assert verdicts(chapter.read_claims("laptop", name)) == verdicts(chapter.published_claims("laptop", name))
+        assert verdicts(results.read_claims("laptop", name)) == verdicts(results.published_claims("laptop", name))

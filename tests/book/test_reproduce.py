@@ -3,6 +3,8 @@ import io
 import json
 import os
 import re
+import threading
+from concurrent.futures import Future
 
 import nbformat
 import numpy as np
@@ -33,7 +35,7 @@ run.close()"""
 def write(checkout, name, source, **values):
     for key, value in values.items():
         source = source.replace(key, repr(value))
-    (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)))
+    (checkout / "notebooks" / f"{name}.ipynb").write_text(nbformat.writes(notebook(source)), encoding="utf-8")
 
 
 @pytest.fixture
@@ -93,7 +95,7 @@ def test_what_is_missing_or_outdated_is_drawn_again_without_training(drawn, chec
     assert drawn(rate=0.2) == 2
     assert table.read_bytes() != rows
     style = checkout / "another.mplstyle"
-    style.write_text(chapter.STYLE.read_text() + "lines.linewidth: 5\n")
+    style.write_text(chapter.STYLE.read_text(encoding="utf-8") + "lines.linewidth: 5\n", encoding="utf-8")
     monkeypatch.setattr(chapter, "STYLE", style)
     assert not reproduce.up_to_date("03_figure", "quick", 0)
 
@@ -111,10 +113,10 @@ def test_a_notebook_is_stale_by_code_and_not_by_comments_and_text(checkout, monk
 
 def test_a_notebook_is_stale_when_a_rule_of_its_own_changes(checkout):
     before, path = reproduce.fingerprint_of("01_good", "quick", 0), folders.claims()
-    text = path.read_text()
-    path.write_text(text.replace("below {limit}", "above {limit}") + "# a comment\n")
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text.replace("below {limit}", "above {limit}") + "# a comment\n", encoding="utf-8")
     assert reproduce.fingerprint_of("01_good", "quick", 0) == before  # makes no such claim
-    path.write_text(text.replace('rule = "r"', 'rule = "another"'))
+    path.write_text(text.replace('rule = "r"', 'rule = "another"'), encoding="utf-8")
     assert reproduce.fingerprint_of("01_good", "quick", 0) != before
 
 
@@ -122,7 +124,7 @@ def test_a_notebook_is_stale_when_a_rule_of_its_own_changes(checkout):
 def test_a_notebook_whose_sizes_were_changed_is_not_published(drawn, checkout):
     drawn(scale="laptop")
     path = checkout / "notebooks/03_figure.ipynb"
-    path.write_text(path.read_text().replace("scale, seed)", "scale, seed, seeds=2)"))
+    path.write_text(path.read_text(encoding="utf-8").replace("scale, seed)", "scale, seed, seeds=2)"), encoding="utf-8")
     assert reproduce.reproduce(scale="laptop", only=("03",)) == 0
     assert (checkout / "runs/laptop-seeds-2/tables/t.csv").exists()
     with pytest.raises(ValueError, match="no run that is up to date of 03_figure"):
@@ -176,7 +178,7 @@ def test_publishing_is_the_only_way_into_what_is_published(drawn, checkout, caps
     assert all(not c.outputs for c in nbformat.read(source, as_version=4).cells)
     old = checkout / "data/results/laptop/of_a_notebook_that_is_gone.csv"
     old.parent.mkdir(parents=True)
-    old.write_text("a\n")
+    old.write_text("a\n", encoding="utf-8")
     files = {str(p.relative_to(checkout)) for p in publish.publish(only=("03",))}
     assert files == {
         *(f"data/results/laptop/{f}" for f in ("t.csv", "t.meta.json", "03_figure.claims.json")),
@@ -203,7 +205,7 @@ def test_publishing_all_deletes_what_no_notebook_writes_and_quick_publishes_clai
         (checkout / "notebooks" / f"{name}.ipynb").unlink()
     old = checkout / "figures/laptop/old.png"
     old.parent.mkdir(parents=True)
-    old.write_text("")
+    old.write_text("", encoding="utf-8")
     drawn(scale="laptop")
     publish.publish()
     assert not old.exists()
@@ -228,15 +230,15 @@ def test_published_pages_say_neither_when_nor_where():
 
 def test_progress_says_what_is_done_what_runs_and_what_is_left(capsys, monkeypatch):
     monkeypatch.setattr("mnemosyne.book.progress.EVERY", 0.01)
-    progress = Progress(total=10, jobs=2)
-    with progress:
-        for name in ("a", "b", "c"):
-            progress.at(name, "cell 1/2")
-            progress.end(name, "ran, 60 s", 60.0)
-        progress.at("d", "cell 3/18")
-        line = progress.line()
-        while "3 of 10" not in capsys.readouterr().out:
-            pass
+    progress, last = Progress(total=10, jobs=2), Future()
+    for name in ("a", "b", "c"):
+        progress.at(name, "cell 1/2")
+        progress.end(name, "ran, 60 s", 60.0)
+    progress.at("d", "cell 3/18")
+    line = progress.line()
+    threading.Timer(0.5, last.set_result, [None]).start()
+    progress.follow([last])
+    assert "3 of 10" in capsys.readouterr().out
     assert line == "3 of 10 done, d cell 3/18 (0 s), about 4 min left"
 
 
@@ -246,7 +248,9 @@ def test_the_closing_table_shows_the_published_verdict_beside_one_that_cannot_be
     run.claims()
     published = checkout / "data/results/laptop/01_good.claims.json"
     published.parent.mkdir(parents=True)
-    published.write_text(json.dumps([{"id": "empirical", "verdict": "partly"}]))
+    published.write_text(
+        json.dumps([{"id": "empirical", "paper": "p", "rule": "r", "ours": "o", "verdict": "partly"}]), encoding="utf-8"
+    )
     table = reproduce.closing_table([reproduce.Outcome("01_good", "ran", 1.0)], "quick")
     assert re.search(r"not testable at this scale +partly +1$", table)
 
@@ -259,3 +263,97 @@ def test_pictures_keep_their_size_in_few_colors():
     again = Image.open(io.BytesIO(small))
     assert again.size == (300, 200)
     assert np.abs(np.asarray(again.convert("RGB"), int) - wide).mean() < 8
+
+
+DIES = "import os, signal, time\nprint('before', flush=True)\ntime.sleep(1)\nos.kill(os.getpid(), signal.SIGKILL)"
+
+
+@pytest.mark.bad_input
+def test_a_kernel_that_dies_is_named_at_once_and_the_table_closes(checkout, capsys):
+    write(checkout, "02_bad", DIES)
+    write(checkout, "03_later", "1")
+    (checkout / "notebooks/04_cut.ipynb").write_text('{"cells": [', encoding="utf-8")
+    assert reproduce.reproduce(only=("02", "03", "04"), keep_going=True) == 1
+    told = capsys.readouterr()
+    lines = told.out.splitlines()
+    at = next(i for i, line in enumerate(lines) if "02_bad               failed" in line)
+    assert "its kernel died in cell 3/3, ended by SIGKILL" in lines[at + 1]
+    assert at < next(i for i, line in enumerate(lines) if "03_later             ran" in line)
+    assert re.search(r"04_cut +failed, 0 s\n.*04_cut\.ipynb is no notebook", told.out)
+    assert re.search(r"^02_bad +– +failed +– +\d+$", told.out, re.MULTILINE)
+    assert "Traceback" not in told.out + told.err
+    copy = nbformat.read(checkout / "runs/quick/notebooks/02_bad.ipynb", as_version=4)
+    assert any("before" in str(c.get("outputs")) for c in copy.cells)
+
+
+STAMPS = {
+    "empty": lambda text: "",
+    "half": lambda text: text[: len(text) // 2],
+    "zeros": lambda text: "\0" * len(text),
+    "a list": lambda text: "[]",
+    "without its key": lambda text: text.replace('"key"', '"kex"').replace('"used"', '"uses"'),
+}
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore")
+def test_a_damaged_stamp_or_note_is_named_and_its_notebook_runs_again(checkout, capsys):
+    """At the next start, and with --force, and for a notebook that reads the tables of this one."""
+    source = nbformat.read(reproduce.source_of("01_good"), 4).cells[1].source
+    assert reproduce.reproduce(only=("01",)) == 0
+    folder = checkout / "runs/quick"
+    whole_ones = {path: path.read_text(encoding="utf-8") for path in folder.rglob("*.json")}
+    stamp, note = folder / "notebooks/01_good.json", folder / "tables/01_good.run.json"
+    write(checkout, "04_reader", source.replace("01_good", "04_reader") + "\n# read_table(")
+    for how in STAMPS.values():
+        for path in (stamp, note):
+            for kept, text in whole_ones.items():
+                kept.write_text(text, encoding="utf-8")
+            path.write_text(how(whole_ones[path]), encoding="utf-8")
+            capsys.readouterr()
+            reproduce.fingerprint_of("04_reader", "quick", 0)
+            assert not reproduce.up_to_date("01_good", "quick", 0)
+            told = capsys.readouterr().out
+            assert str(path) in told
+            assert "it is deleted, and its notebook counts as not run" in told
+            assert not path.exists()
+    stamp.write_text("", encoding="utf-8")
+    note.write_text("{", encoding="utf-8")
+    assert reproduce.reproduce(only=("01",), force=True) == 0
+    assert reproduce.up_to_date("01_good", "quick", 0)
+
+
+@pytest.mark.bad_input
+@pytest.mark.filterwarnings("ignore")
+def test_what_is_gone_or_has_changed_is_named(checkout, capsys):
+    assert reproduce.reproduce(only=("01",)) == 0
+    folder = checkout / "runs/quick"
+    for path in (folder / "tables/01_good.claims.json", folder / "notebooks/01_good.ipynb"):
+        text = path.read_text(encoding="utf-8")
+        for changed, told in ((text[:-20], "is not as it was written"), (None, "is gone")):
+            capsys.readouterr()
+            path.unlink() if changed is None else path.write_text(changed, encoding="utf-8")
+            assert not reproduce.up_to_date("01_good", "quick", 0)
+            assert f"{path} {told}; 01_good counts as not run" in capsys.readouterr().out
+            path.write_text(text, encoding="utf-8")
+            assert reproduce.up_to_date("01_good", "quick", 0)
+
+
+@pytest.mark.bad_input
+def test_publishing_writes_nothing_where_rows_are_damaged(checkout, monkeypatch):
+    monkeypatch.setattr(reproduce, "up_to_date", lambda *args: True)
+    monkeypatch.setattr(publish.results, "used", lambda *args: ["a" * 64])
+    monkeypatch.setattr(publish.results, "written", lambda *args: {})
+    with pytest.raises(ValueError, match=r"rows are gone or damaged .*make figures SCALE=laptop ONLY=01 FORCE=1"):
+        publish.publish(only=("01",))
+    assert not (checkout / "data/rows").exists()
+
+
+@pytest.mark.bad_input
+def test_the_table_closes_beside_a_damaged_published_file(checkout, capsys):
+    published = checkout / "data/results/laptop/01_good.claims.json"
+    published.parent.mkdir(parents=True)
+    published.write_text("<html>", encoding="utf-8")
+    table = reproduce.closing_table([reproduce.Outcome("01_good", "failed", 1.0)], "quick")
+    assert re.search(r"01_good +– +failed +– +1$", table)
+    assert "01_good.claims.json is a web page" in capsys.readouterr().out

@@ -26,4 +26,4 @@ def three_steps() -> dict[str, list[float]]:
 
 
 if __name__ == "__main__":
-    PATH.write_text(json.dumps(three_steps(), indent=1) + "\n")
+    PATH.write_text(json.dumps(three_steps(), indent=1) + "\n", encoding="utf-8")

@@ -29,4 +29,4 @@ if __name__ == "__main__":
     (GOLDEN / "spiece.model").write_bytes(written.getvalue())
     model = sentencepiece.SentencePieceProcessor(model_proto=written.getvalue())
     rows = {text: model.encode(text) for text in TEXTS}
-    (GOLDEN / "spiece.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (GOLDEN / "spiece.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

@@ -63,6 +63,6 @@ def test_a_run_whose_numbers_are_wrong_is_refused():
 
 def test_another_folder_for_other_runs(tmp_path):
     trainer = Replicas(make, RUNS[:1])
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text("{}", encoding="utf-8")
     with pytest.raises(ValueError, match="another configuration"):
         meta_train(trainer, folder=tmp_path)

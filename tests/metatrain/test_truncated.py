@@ -149,7 +149,7 @@ def test_golden_three_meta_steps():
     """Committed with tests/golden/make_golden.py, which says how to renew it."""
     from tests.golden.make_golden import PATH, three_steps
 
-    wanted = json.loads(PATH.read_text())
+    wanted = json.loads(PATH.read_text(encoding="utf-8"))
     got = three_steps()
     assert got.keys() == wanted.keys()
     for name, value in wanted.items():

@@ -58,7 +58,9 @@ def in_shards(folder, kind):
     files = {name: f"model-{i % 3 + 1:05d}-of-00003.safetensors" for i, name in enumerate(tensors)}
     for file in set(files.values()):
         save_file({name: x for name, x in tensors.items() if files[name] == file}, folder / file, {"format": "pt"})
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    (folder / "model.safetensors.index.json").write_text(
+        json.dumps({"metadata": {}, "weight_map": files}), encoding="utf-8"
+    )
     return sorted(folder.glob("model-*.safetensors"))
 
 
@@ -195,10 +197,10 @@ def test_a_folder_without_a_usable_index_is_refused(tmp_path):
         load()
     index = tmp_path / "model.safetensors.index.json"
     for text in ("{", "{}", "[]", '{"weight_map": {"shared.weight": 3}}'):
-        index.write_text(text)
+        index.write_text(text, encoding="utf-8")
         with pytest.raises(StoreError, match="is damaged"):
             load()
-    index.write_text('{"weight_map": {"shared.weight": "../model.safetensors"}}')
+    index.write_text('{"weight_map": {"shared.weight": "../model.safetensors"}}', encoding="utf-8")
     with pytest.raises(StoreError, match="outside its folder"):
         load()
 

@@ -91,7 +91,7 @@ def test_originals_become_the_arrays_of_tensorflow_datasets(tiny, tmp_path):
 @pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "cifar100"])
 def test_originals_are_those_that_tensorflow_datasets_registers(name):
     """Whose list was made by others: address, bytes, SHA-256 and file, a line each."""
-    registered = (Path(tfds.__file__).parent / "url_checksums" / f"{name}.txt").read_text()
+    registered = (Path(tfds.__file__).parent / "url_checksums" / f"{name}.txt").read_text(encoding="utf-8")
     known = {tuple(line.split()[-3:]) for line in registered.splitlines()}
     assert {(str(o.bytes), o.sha256, o.file) for o in data.SOURCES[name].files} <= known
 

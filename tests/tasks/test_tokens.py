@@ -85,13 +85,13 @@ def test_a_saved_tokeniser_is_loaded_again(bert, tmp_path):
     bert.save(str(tmp_path / "tokenizer.json"))
     loaded = tokens.load_tokenizer(tmp_path / "tokenizer.json")
     assert loaded.encode_batch(LINES)[3].ids == bert.encode(LINES[3]).ids
-    (tmp_path / "vocab.txt").write_text("\n".join(pieces(bert)) + "\n")
+    (tmp_path / "vocab.txt").write_text("\n".join(pieces(bert)) + "\n", encoding="utf-8")
     assert tokens.load_tokenizer(tmp_path / "vocab.txt").encode(LINES[5]).ids == bert.encode(LINES[5]).ids
 
 
 def test_sentencepiece_is_read_as_its_own_library_reads_it():
     t5 = tokens.load_tokenizer(GOLDEN / "spiece.model")
-    rows = json.loads((GOLDEN / "spiece.json").read_text())
+    rows = json.loads((GOLDEN / "spiece.json").read_text(encoding="utf-8"))
     assert len(rows) == 5
     for text, numbers in rows.items():
         assert t5.encode(text).ids == [*numbers, 1]
@@ -130,8 +130,8 @@ def test_absent_foreign_and_damaged_files_are_errors(tmp_path):
         tokens.load_tokenizer(tmp_path / "spiece.model")
     with pytest.raises(data.DataError, match=r"words\.bin is no tokeniser: tokenizer\.json, vocab\.txt or spiece"):
         tokens.load_tokenizer(tmp_path / "words.bin")
-    (tmp_path / "tokenizer.json").write_text("{")
-    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\n")
+    (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
+    (tmp_path / "vocab.txt").write_text("[PAD]\n[UNK]\nthe\n", encoding="utf-8")
     (tmp_path / "cut.model").write_bytes((GOLDEN / "spiece.model").read_bytes()[:-40])
     (tmp_path / "other.model").write_bytes(b"")
     for name, problem in (
