@@ -117,6 +117,7 @@ judge = "whole"
 anywhere = true
 """
 
+# No cell shows how long it took.
 NOTEBOOKS = {
     "01_small": (
         "import time\n\nimport matplotlib.pyplot as plt\nimport pandas as pd\n\n"
@@ -129,12 +130,12 @@ NOTEBOOKS = {
         'rows = run.table("small", pd.concat(parts))',
         'fig, ax = plt.subplots(figsize=(4, 3))\nax.plot(rows.x, rows.y)\nrun.figure("small", fig)',
         'run.claim("small", held=len(rows) == 1600, ours=f"{len(rows)} rows")\nrun.claims()',
-        "run.close()",
+        "run.close();",
     ),
     "02_after": (
-        'from mnemosyne.book import chapter, open_run\n\nrun = open_run("02_after", scale, seed)',
-        'rows = chapter.read_table(scale, "small", seed)\nshown = run.table("after", rows.groupby("part").mean())',
-        "run.close()",
+        'from mnemosyne.book import open_run, read_table\n\nrun = open_run("02_after", scale, seed)',
+        'rows = read_table(scale, "small", seed)\nshown = run.table("after", rows.groupby("part").mean())',
+        "run.close();",
     ),
 }
 
