@@ -3,6 +3,7 @@
 import random
 import re
 import shutil
+import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +22,6 @@ class Kill:
     """One kill and what came of it."""
 
     victim: str  # "parent", "kernel" or "both"
-    moment: float  # seconds after the start
     wrong: list[str] = field(default_factory=list)
     told: bool = False  # whether the run that lost its kernel said so in a clear error
 
@@ -31,6 +31,7 @@ class Undisturbed:
     """A run that was left alone."""
 
     seconds: float
+    changes: int  # of files
     contents: dict[str, bytes]
 
 
@@ -56,30 +57,38 @@ def undisturbed(work: Work, place: Path) -> Undisturbed:
     first, second = (work.contents(place / name) for name in ("first", "second"))
     if told := whole.differing(second, first):
         raise RuntimeError(f"{work.what}, left alone twice, does not write the same: {'; '.join(told)}")
-    return Undisturbed(seconds, second)
+    return Undisturbed(seconds, processes.changes_of(child), second)
 
 
 def killed(work: Work, place: Path, wanted: Undisturbed, victims: tuple[str, ...], rng: random.Random) -> list[Kill]:
     """One work in an empty folder, killed again and again until a start comes to its end.
+
+    Every second kill, where there are no kernels, falls within two milliseconds of a change of a file.
 
     Args:
         work: what is done.
         place: an empty folder; removed afterwards.
         wanted: the like, left alone.
         victims: one is drawn for each kill.
-        rng: draws the moments, up to a quarter more than the whole time.
+        rng: draws the moments, up to a quarter more than the whole time, and the changes.
     """
     folder, log, kills = place / "work", place / "log.txt", []
     folder.mkdir(parents=True)
     work.prepare(folder)
     while True:
         begun = bool(kills) and work.begun(folder)
-        child = processes.start(lambda: work.run(folder), log, settings(folder))
-        moment = rng.uniform(0, 1.25 * wanted.seconds)
-        if child.wait(moment if len(kills) < 30 else PATIENCE):
+        moment, change = PATIENCE, None
+        if len(kills) < 30 and (work.kernels or rng.random() < 0.5):
+            moment = rng.uniform(0, 1.25 * wanted.seconds)
+        elif len(kills) < 30:
+            change = rng.randrange(wanted.changes * 5 // 4)
+        run = lambda: work.run(folder)
+        child = processes.start(run, log, settings(folder), change, rng.uniform(0, 0.002))
+        if child.wait(moment) and child.code != -signal.SIGALRM:
             break
-        kills.append(Kill(rng.choice(victims), round(moment, 3)))
-        _strike(kills[-1], child, folder)
+        kills.append(Kill(rng.choice(victims)))
+        if child.code is None:
+            _strike(kills[-1], child, folder)
         kills[-1].wrong += work.half_written(folder)
     if kills:
         kills[-1].wrong += _end(work, child, folder, wanted, begun)

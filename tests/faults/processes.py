@@ -48,13 +48,17 @@ class Child:
         return self.log.read_text(errors="replace")
 
 
-def start(work: Callable[[], None], log: Path, settings: dict[str, str]) -> Child:
+def start(
+    work: Callable[[], None], log: Path, settings: dict[str, str], change: int | None = None, delay: float = 0.0
+) -> Child:
     """Begin a run.
 
     Args:
         work: what it does; ends as the command line does, by SystemExit.
-        log: where its output goes.
+        log: where its output goes. Beside it, `changes_of` finds how often the run has changed a file.
         settings: environment variables that it sees, as do the processes it starts.
+        change: of a file, at whose beginning the run is to die, counted from 0; None for no such end.
+        delay: seconds from that beginning to the death.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -69,11 +73,36 @@ def start(work: Callable[[], None], log: Path, settings: dict[str, str]) -> Chil
         os.dup2(out, 1)
         os.dup2(out, 2)
         os.environ.update(settings)
+        count = _count_changes(change, delay)
         code = _status(work)
+        log.with_suffix(".changes").write_text(str(count[0]))
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def changes_of(child: Child) -> int:
+    """How often a run that has ended has opened a file to write, moved or deleted one."""
+    return int(child.log.with_suffix(".changes").read_text())
+
+
+def _count_changes(last: int | None, delay: float) -> list[int]:
+    """Count this process's changes of files in a list of one number; let the process die so long after the last one.
+
+    It dies by an alarm that nobody handles, at whatever it is then doing.
+    """
+    count = [0]
+
+    def seen(event: str, args: tuple) -> None:
+        changed = event in ("os.rename", "os.remove", "os.mkdir", "os.truncate")
+        if changed or (event == "open" and args[2] & (os.O_WRONLY | os.O_RDWR)):
+            if count[0] == last:
+                signal.setitimer(signal.ITIMER_REAL, max(delay, 1e-6))
+            count[0] += 1
+
+    sys.addaudithook(seen)
+    return count
 
 
 def _status(work: Callable[[], None]) -> int:
