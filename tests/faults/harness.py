@@ -13,35 +13,37 @@ import matplotlib.backends.backend_agg
 import sklearn.datasets
 
 import mnemosyne.book.commands
-from tests.faults import kills, tally, works
+from tests.faults import conditions, kills, tally, works
+
+
+def outer_loop(place: Path, times: int) -> list[dict]:
+    """The loop of meta-training alone, which does nothing but keep what it has."""
+    return tried(works.LOOP, place, times)
 
 
 def meta_training(place: Path, times: int) -> list[dict]:
-    """The command, on networks of four units."""
+    """The command, on networks of four units. Other conditions than kills are tried on its loop."""
     wanted = kills.undisturbed(works.META_TRAIN, place / "undisturbed")
     return [kills.row("kill -9 of meta-train", kills.times(times, works.META_TRAIN, place / "killed", wanted))]
 
 
-def outer_loop(place: Path, times: int) -> list[dict]:
-    """Its loop alone, which does nothing but keep what it has."""
-    wanted = kills.undisturbed(works.LOOP, place / "undisturbed")
-    return [kills.row("kill -9 of the outer loop", kills.times(times, works.LOOP, place / "killed", wanted))]
-
-
 def reproducing(place: Path, times: int) -> list[dict]:
     """Two notebooks."""
-    wanted = kills.undisturbed(works.REPRODUCE, place / "undisturbed")
-    victims = ("parent", "kernel", "both")
-    found = kills.times(times, works.REPRODUCE, place / "killed", wanted, victims)
-    return [kills.row(f"kill -9 of reproduce: {v}", [k for k in found if k.victim == v]) for v in victims]
+    return tried(works.REPRODUCE, place, times, ("parent", "kernel", "both"))
 
 
 def publishing(place: Path, times: int) -> list[dict]:
     """Of the same notebooks."""
     kills.undisturbed(works.FOR_PUBLISHING, place / "runs")
-    work = works.publishing(place / "runs" / "second")
+    return tried(works.publishing(place / "runs" / "second"), place, times)
+
+
+def tried(work: works.Work, place: Path, times: int, victims: tuple[str, ...] = ("parent",)) -> list[dict]:
+    """Kills, and a tenth as often every other condition."""
     wanted = kills.undisturbed(work, place / "undisturbed")
-    return [kills.row("kill -9 of publish", kills.times(times, work, place / "killed", wanted))]
+    found = kills.times(times, work, place / "killed", wanted, victims)
+    rows = [kills.row(f"kill -9 of {work.what}: {v}", [k for k in found if k.victim == v]) for v in victims]
+    return rows + conditions.tried(work, place / "conditions", wanted, max(1, times // 10))
 
 
 IMPORTED = matplotlib.backends.backend_agg, sklearn.datasets, mnemosyne.book.commands

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.faults import processes, whole
+from tests.faults import processes, tally, whole
 from tests.faults.works import Work, settings
 
 PATIENCE = 300.0
@@ -153,12 +153,11 @@ def row(what: str, kills: list[Kill]) -> dict:
     """A line of the tally. Right: nothing lost, half-written or left running, and the end as if left alone."""
     wrong = [kill for kill in kills if kill.wrong]
     told = sum(kill.told for kill in kills if not kill.wrong)
-    reasons = dict.fromkeys(reason[:160] for kill in wrong for reason in kill.wrong)
     return {
         "what": what,
         "tried": len(kills),
         "right": len(kills) - len(wrong) - told,
         "clear_error": told,
         "wrong": len(wrong),
-        "note": "; ".join(list(reasons)[:5]),
+        "note": tally.reasons([reason for kill in wrong for reason in kill.wrong]),
     }

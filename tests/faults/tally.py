@@ -8,6 +8,7 @@ which every run of the tests goes through, prints and writes nothing here.
 
 import csv
 import io
+import re
 from pathlib import Path
 
 from mnemosyne.book import folders
@@ -50,6 +51,12 @@ def whole(row: dict) -> dict:
     if ended != row["tried"]:
         raise ValueError(f"{row['what']}: {row['tried']} were tried, but right, clear_error and wrong sum to {ended}")
     return row
+
+
+def reasons(told: list[str], most: int = 4) -> str:
+    """What went wrong, each thing once, without the folders it happened in, as a note."""
+    short = [re.sub(r"(/[\w.+-]+)+/", "", re.sub(r"\.\d+\.part", ".part", text))[:240] for text in told]
+    return "; ".join(list(dict.fromkeys(short))[:most])
 
 
 def shown(rows: list[dict]) -> str:

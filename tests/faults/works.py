@@ -12,6 +12,7 @@ import nbformat
 from jaxtyping import Array
 
 from mnemosyne import __main__ as cli
+from mnemosyne.book import commands
 from mnemosyne.metatrain.loop import meta_train
 from mnemosyne.tasks import sets
 from mnemosyne.tasks.classification import MLPSpec
@@ -91,9 +92,14 @@ class Trainer(NamedTuple):
 
 
 def _loop(folder: Path) -> None:
-    from mnemosyne.book.commands import line
+    """As the command runs it, so that errors are shown as the command shows them."""
 
-    meta_train(Trainer(Config()), folder=folder / "run", report=line)
+    def run() -> int:
+        meta_train(Trainer(Config()), folder=folder / "run", report=commands.line)
+        return 0
+
+    commands.COMMANDS["meta-train"] = run
+    cli.main(["meta-train"])
 
 
 # Meta-training by the command ----------------------------------------------------------------------------------------
