@@ -53,6 +53,8 @@ def meta_train(
     carry, log = trainer.start(), []
     if folder is not None:
         carry, log = _resume(folder, carry, trainer)
+    if log:
+        print(f"{folder}: goes on from iteration {int(carry.iteration)}", flush=True)
     # A buffer of its own for every leaf, since all are donated, and no weak types, which would compile twice.
     carry = jax.tree.map(lambda a: jax.lax.convert_element_type(jnp.copy(a), a.dtype), carry)
     program = jax.jit(lambda carry, data: _iterate(trainer, carry, data), donate_argnums=0)

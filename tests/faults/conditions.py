@@ -199,8 +199,10 @@ def tried(work: Work, place: Path, wanted: Undisturbed, times: int) -> list[dict
         work: what is done.
         place: an empty folder.
         wanted: the like, left alone.
-        times: disks, and pairs of runs.
+        times: disks, and pairs of runs; 0 for nothing at all.
     """
+    if not times:
+        return []
     rng, number = random.Random(0), iter(range(10**6))
     new = lambda: place / str(next(number))
     rooms = [round(MEGABYTE / 4 * (i / times) ** 2) + 1 for i in range(times)]

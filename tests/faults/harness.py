@@ -7,6 +7,7 @@ python -m tests.faults.harness --times 5 publish         # one kind, a few kills
 import argparse
 import os
 import tempfile
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.backends.backend_agg
@@ -16,34 +17,43 @@ import mnemosyne.book.commands
 from tests.faults import conditions, kills, tally, works
 
 
-def outer_loop(place: Path, times: int) -> list[dict]:
+@dataclass(frozen=True)
+class Tries:
+    """How often things are tried, and where."""
+
+    place: Path
+    kills: int
+    conditions: int  # disks, and pairs of runs; 0 for no condition but kills
+
+    def of(self, work: works.Work, victims: tuple[str, ...] = ("parent",)) -> list[dict]:
+        """Rows of the tally for one work."""
+        here = self.place / work.what.replace(" ", "-")
+        wanted = kills.undisturbed(work, here / "undisturbed")
+        found = kills.times(self.kills, work, here / "killed", wanted, victims)
+        rows = [kills.row(f"kill -9 of {work.what}: {v}", [k for k in found if k.victim == v]) for v in victims]
+        return rows + conditions.tried(work, here / "conditions", wanted, self.conditions)
+
+
+def outer_loop(tries: Tries) -> list[dict]:
     """The loop of meta-training alone, which does nothing but keep what it has."""
-    return tried(works.LOOP, place, times)
+    return tries.of(works.LOOP)
 
 
-def meta_training(place: Path, times: int) -> list[dict]:
+def meta_training(tries: Tries) -> list[dict]:
     """The command, on networks of four units. Other conditions than kills are tried on its loop."""
-    wanted = kills.undisturbed(works.META_TRAIN, place / "undisturbed")
-    return [kills.row("kill -9 of meta-train", kills.times(times, works.META_TRAIN, place / "killed", wanted))]
+    return replace(tries, conditions=0).of(works.META_TRAIN)
 
 
-def reproducing(place: Path, times: int) -> list[dict]:
+def reproducing(tries: Tries) -> list[dict]:
     """Two notebooks."""
-    return tried(works.REPRODUCE, place, times, ("parent", "kernel", "both"))
+    return tries.of(works.REPRODUCE, ("parent", "kernel", "both"))
 
 
-def publishing(place: Path, times: int) -> list[dict]:
+def publishing(tries: Tries) -> list[dict]:
     """Of the same notebooks."""
-    kills.undisturbed(works.FOR_PUBLISHING, place / "runs")
-    return tried(works.publishing(place / "runs" / "second"), place, times)
-
-
-def tried(work: works.Work, place: Path, times: int, victims: tuple[str, ...] = ("parent",)) -> list[dict]:
-    """Kills, and a tenth as often every other condition."""
-    wanted = kills.undisturbed(work, place / "undisturbed")
-    found = kills.times(times, work, place / "killed", wanted, victims)
-    rows = [kills.row(f"kill -9 of {work.what}: {v}", [k for k in found if k.victim == v]) for v in victims]
-    return rows + conditions.tried(work, place / "conditions", wanted, max(1, times // 10))
+    runs = tries.place / "for-publishing"
+    kills.undisturbed(works.REPRODUCE, runs)
+    return tries.of(works.publishing(runs / "second"))
 
 
 IMPORTED = matplotlib.backends.backend_agg, sklearn.datasets, mnemosyne.book.commands
@@ -57,13 +67,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kinds", nargs="*", metavar="kind", help=f"of {', '.join(KINDS)}; all by default")
     parser.add_argument("--times", type=int, default=100, help="kills of each kind, at least")
+    parser.add_argument("--conditions", type=int, help="disks and pairs of runs; a tenth of the kills by default")
     parser.add_argument("--record", action="store_true", help="write data/results/faults, a file for each kind")
     chosen = parser.parse_args()
-    rows = []
+    few, rows = max(1, chosen.times // 10) if chosen.conditions is None else chosen.conditions, []
     with tempfile.TemporaryDirectory() as place:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/jax")
         for kind in chosen.kinds or KINDS:
-            found = KINDS[kind](Path(place) / kind, chosen.times)
+            found = KINDS[kind](Tries(Path(place) / kind, chosen.times, few))
             rows += found
             if chosen.record:
                 tally.record(kind.replace("-", "_"), found)

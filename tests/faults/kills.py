@@ -1,10 +1,12 @@
 """Kill -9 at random moments, start again until the work is done, and compare with a run that was left alone."""
 
+import itertools
 import random
 import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def undisturbed(work: Work, place: Path) -> Undisturbed:
     return Undisturbed(seconds, processes.changes_of(child), second)
 
 
-def killed(work: Work, place: Path, wanted: Undisturbed, victims: tuple[str, ...], rng: random.Random) -> list[Kill]:
+def killed(work: Work, place: Path, wanted: Undisturbed, victims: Iterator[str], rng: random.Random) -> list[Kill]:
     """One work in an empty folder, killed again and again until a start comes to its end.
 
     Every second kill, where there are no kernels, falls within two milliseconds of a change of a file.
@@ -69,7 +71,7 @@ def killed(work: Work, place: Path, wanted: Undisturbed, victims: tuple[str, ...
         work: what is done.
         place: an empty folder; removed afterwards.
         wanted: the like, left alone.
-        victims: one is drawn for each kill.
+        victims: one for each kill.
         rng: draws the moments, up to a quarter more than the whole time, and the changes.
     """
     folder, log, kills = place / "work", place / "log.txt", []
@@ -86,7 +88,7 @@ def killed(work: Work, place: Path, wanted: Undisturbed, victims: tuple[str, ...
         child = processes.start(run, log, settings(folder), change, rng.uniform(0, 0.002))
         if child.wait(moment) and child.code != -signal.SIGALRM:
             break
-        kills.append(Kill(rng.choice(victims)))
+        kills.append(Kill(next(victims)))
         if child.code is None:
             _strike(kills[-1], child, folder)
         kills[-1].wrong += work.half_written(folder)
@@ -140,9 +142,9 @@ def times(
     count: int, work: Work, place: Path, wanted: Undisturbed, victims: tuple[str, ...] = ("parent",), seed: int = 0
 ) -> list[Kill]:
     """At least so many kills."""
-    rng, kills = random.Random(seed), []
+    rng, kills, turns = random.Random(seed), [], itertools.cycle(victims)
     while len(kills) < count:
-        kills += killed(work, place / f"from-{len(kills)}", wanted, victims, rng)
+        kills += killed(work, place / f"from-{len(kills)}", wanted, turns, rng)
         print(
             f"{work.what}: {len(kills)} kills, {sum(bool(k.wrong) for k in kills)} of them not taken well", flush=True
         )

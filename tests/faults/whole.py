@@ -85,6 +85,8 @@ READ: dict[str, Callable[[bytes], bytes]] = {
 
 PASSING = (".lock", ".log")
 """Files that may be there or not."""
+TIMED = "checkpoint"
+"""Files that begin so are written when some time has passed: which step they hold differs from run to run."""
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -95,12 +97,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     """
     found, broken = {}, []
     for path in sorted(folder.rglob("*")):
-        if path.is_dir() or path.suffix in PASSING:
+        if path.is_dir() or path.name.endswith(PASSING):
             continue
         try:
             if path.suffix == ".safetensors":
                 store.read(path)
-            content = path.read_bytes()
+            content = b"" if path.name.startswith(TIMED) else path.read_bytes()
             found[str(path.relative_to(folder))] = READ.get(path.suffix, bytes)(content)
         except FileNotFoundError:
             continue

@@ -26,10 +26,11 @@ class Work:
     """Something that runs to an end, and goes on after a kill."""
 
     what: str
-    prepare: Callable[[Path], None]  # make what it needs in an empty folder
+    prepare: Callable[[Path], object]  # make what it needs in an empty folder
     run: Callable[[Path], None]  # as the command line does, in a process of its own
     written: tuple[str, ...]  # folders that it writes
-    goes_on: str  # a pattern of what a start says that finds something of an earlier one
+    left: str  # a pattern of files that a run goes on from
+    goes_on: str  # a pattern of what it then says
     kernels: bool = False  # whether it starts processes
 
     def contents(self, folder: Path) -> dict[str, bytes]:
@@ -42,8 +43,8 @@ class Work:
         return [told for part in self.written for told in whole.half_written(folder / part)]
 
     def begun(self, folder: Path) -> bool:
-        """Whether an earlier run has left something."""
-        return any(path.is_file() for part in self.written for path in (folder / part).rglob("*"))
+        """Whether an earlier run has left something to go on from."""
+        return any(path.is_file() for part in self.written for path in (folder / part).rglob(self.left))
 
 
 def settings(folder: Path) -> dict[str, str]:
@@ -162,9 +163,10 @@ def checkout(folder: Path) -> None:
         )
 
 
-def _reproduce(folder: Path, scale: str = "quick") -> None:
+def _reproduce(folder: Path) -> None:
+    """At the scale that is published."""
     os.chdir(folder)
-    cli.main(["reproduce", "--scale", scale])
+    cli.main(["reproduce", "--scale", "laptop"])
 
 
 # Publishing ----------------------------------------------------------------------------------------------------------
@@ -174,9 +176,10 @@ def publishing(finished: Path) -> Work:
     """Publishing of a checkout in which the notebooks have run at the scale that is published."""
     return Work(
         "publish",
-        lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True) and None,
+        lambda folder: shutil.copytree(finished, folder, dirs_exist_ok=True),
         _publish,
         ("data/results", "data/rows", "figures", "notebooks"),
+        "*",
         "publish",
     )
 
@@ -186,9 +189,8 @@ def _publish(folder: Path) -> None:
     cli.main(["publish", "--scale", "laptop"])
 
 
-LOOP = Work("outer loop", lambda folder: None, _loop, ("run",), "goes on|iteration \\d+")
-META_TRAIN = Work("meta-train", lambda folder: None, _meta_train, ("run",), "goes on|iteration \\d+")
-REPRODUCE = Work("reproduce", checkout, _reproduce, ("runs", "data/cache/kept"), "cached|ran", kernels=True)
-FOR_PUBLISHING = Work(
-    "reproduce", checkout, lambda folder: _reproduce(folder, "laptop"), ("runs",), "ran", kernels=True
+LOOP = Work("outer loop", lambda folder: None, _loop, ("run",), "checkpoint.safetensors", "goes on from iteration")
+META_TRAIN = Work(
+    "meta-train", lambda folder: None, _meta_train, ("run",), "checkpoint.safetensors", "goes on from iteration"
 )
+REPRODUCE = Work("reproduce", checkout, _reproduce, ("runs", "data/cache/kept"), "*", "cached|ran", kernels=True)
