@@ -50,10 +50,11 @@ def reproducing(tries: Tries) -> list[dict]:
 
 
 def publishing(tries: Tries) -> list[dict]:
-    """Of the same notebooks."""
-    runs = tries.place / "for-publishing"
-    kills.undisturbed(works.REPRODUCE, runs)
-    return tries.of(works.publishing(runs / "second"))
+    """Of the same notebooks, which may have run already."""
+    runs = tries.place / "reproduce" / "undisturbed"
+    if not runs.exists():
+        kills.alone(works.REPRODUCE, runs)
+    return tries.of(works.publishing(runs))
 
 
 IMPORTED = matplotlib.backends.backend_agg, sklearn.datasets, mnemosyne.book.commands
@@ -74,7 +75,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{place}/jax")
         for kind in chosen.kinds or KINDS:
-            found = KINDS[kind](Tries(Path(place) / kind, chosen.times, few))
+            found = KINDS[kind](Tries(Path(place), chosen.times, few))
             rows += found
             if chosen.record:
                 tally.record(kind.replace("-", "_"), found)

@@ -37,29 +37,38 @@ class Undisturbed:
     contents: dict[str, bytes]
 
 
+def alone(work: Work, folder: Path) -> Undisturbed:
+    """Run in a folder of its own, and leave it alone.
+
+    Raises:
+        RuntimeError: if it fails or leaves a process.
+    """
+    folder.mkdir(parents=True)
+    work.prepare(folder)
+    began = time.monotonic()
+    child = processes.start(lambda: work.run(folder), folder.with_suffix(".txt"), settings(folder))
+    ended = child.wait(PATIENCE)
+    seconds = time.monotonic() - began
+    child.kill()
+    if not ended or child.code:
+        raise RuntimeError(f"{work.what} does not run even when it is left alone:\n{child.said()}")
+    if left := processes.still_there(settings(folder), AFTER):
+        raise RuntimeError(f"{work.what} leaves {len(left)} processes when it is left alone")
+    return Undisturbed(seconds, processes.changes_of(child), work.contents(folder))
+
+
 def undisturbed(work: Work, place: Path) -> Undisturbed:
-    """Run twice, the first time to fill caches.
+    """Run alone; what compiles much runs before as well, so that kills fall on its work and not on compiling.
 
     Raises:
         RuntimeError: if a run fails or leaves a process, or if the second writes something else than the first.
     """
-    for name in ("first", "second"):
-        folder = place / name
-        folder.mkdir(parents=True)
-        work.prepare(folder)
-        began = time.monotonic()
-        child = processes.start(lambda folder=folder: work.run(folder), place / f"{name}.log", settings(folder))
-        ended = child.wait(PATIENCE)
-        seconds = time.monotonic() - began
-        child.kill()
-        if not ended or child.code:
-            raise RuntimeError(f"{work.what} does not run even when it is left alone:\n{child.said()}")
-        if left := processes.still_there(settings(folder), AFTER):
-            raise RuntimeError(f"{work.what} leaves {len(left)} processes when it is left alone")
-    first, second = (work.contents(place / name) for name in ("first", "second"))
-    if told := whole.differing(second, first):
+    if work.kernels:
+        return alone(work, place)
+    first, second = (alone(work, place / name) for name in ("first", "second"))
+    if told := whole.differing(second.contents, first.contents):
         raise RuntimeError(f"{work.what}, left alone twice, does not write the same: {'; '.join(told)}")
-    return Undisturbed(seconds, processes.changes_of(child), second)
+    return second
 
 
 def killed(work: Work, place: Path, wanted: Undisturbed, victims: Iterator[str], rng: random.Random) -> list[Kill]:
@@ -115,7 +124,7 @@ def _strike(kill: Kill, child: processes.Child, folder: Path) -> None:
         kill.wrong.append("the run hangs when its kernel is gone")
     elif child.code == 0:
         kill.victim = "parent"  # the kernel had done its work: nothing was lost
-    elif "Traceback" in child.said() or not re.search(r"0\d_\w+.*(died|killed|dead|kernel)", child.said()):
+    elif "Traceback" in child.said() or not re.search(r"0\d_\w+[^\0]{0,300}([Kk]ernel|died)", child.said()):
         kill.wrong.append("the run does not say that its kernel died and in which notebook")
     else:
         kill.told = True

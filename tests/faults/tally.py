@@ -55,7 +55,7 @@ def whole(row: dict) -> dict:
 
 def reasons(told: list[str], most: int = 4) -> str:
     """What went wrong, each thing once, without the folders it happened in, as a note."""
-    short = [re.sub(r"(/[\w.+-]+)+/", "", re.sub(r"\.\d+\.part", ".part", text))[:240] for text in told]
+    short = [re.sub(r"(?<![\w.])(/[\w.+-]+)+/", "", re.sub(r"\.\d+\.part", ".part", text))[:240] for text in told]
     return "; ".join(list(dict.fromkeys(short))[:most])
 
 

@@ -28,8 +28,9 @@ def test_the_outer_loop_survives_kills_full_disks_a_second_run_and_a_jumping_clo
     assert "two of outer loop at once" in said
 
 
-def test_publishing_survives_kills():
-    harness("publish", "--times", "3", "--conditions", "0")
+def test_notebooks_and_publishing_survive_kills():
+    said = harness("reproduce", "publish", "--times", "1", "--conditions", "0")
+    assert "kill -9 of publish" in said
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ from PIL import Image
 
 from mnemosyne import store
 
-UNLIKE = {"seconds", "papermill", "started", "id", "execution"}
-"""Fields that say when something ran and how long it took."""
+UNLIKE = {"seconds", "papermill", "started", "id", "execution", "page"}
+"""Fields that say when something ran and how long it took; `page` is the digest of a page that has such fields."""
 
 
 def _json(content: bytes) -> bytes:

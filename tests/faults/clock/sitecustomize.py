@@ -1,7 +1,6 @@
-"""A clock that jumps by some three years, forwards and back, at every look."""
+"""A clock that jumps by some three years every three seconds, forwards and back."""
 
-import random
 import time
 
-_real, _rng = time.time, random.Random(0)
-time.time = lambda: _real() + _rng.choice((-1e8, 0.0, 1e8))
+_real = time.time
+time.time = lambda: _real() + 1e8 * (int(time.monotonic() / 3) % 2)
