@@ -67,6 +67,11 @@ def published_figures(scale: str) -> Path:
     return root() / "figures" / scale
 
 
+def faults() -> Path:
+    """Tallies of what was tried against the project, and what came of it, under git."""
+    return root() / "data" / "results" / "faults"
+
+
 def published_rows() -> Path:
     """Rows of the runs behind what is published, for each scale an archive for each notebook, under git."""
     return root() / "data" / "rows"

@@ -220,6 +220,22 @@ def gallery() -> str:
     return "\n".join(shown)
 
 
+def faults() -> str:
+    """What was tried against the project, how often, and what came of it: every tally, and their sums."""
+    paths = sorted(folders.faults().glob("*.csv"))
+    if not paths:
+        return "Nothing has been tried yet.\n"
+    tallies = pd.concat([pd.read_csv(path, keep_default_na=False).assign(by=path.stem) for path in paths])
+    counts = ["tried", "right", "clear_error", "wrong"]
+    sums = [f"**{count:,}**" for count in tallies[counts].sum()]
+    rows = [
+        (row.by, row.what, *(f"{count:,}" for count in (row.tried, row.right, row.clear_error, row.wrong)), row.note)
+        for row in tallies.itertuples()
+    ]
+    head = ("tally", "what was tried", "how often", "right", "clear error", "wrong", "remark")
+    return table(head, [*rows, ("", "**all**", *sums, "")])
+
+
 def _labelled(*labels: str) -> dict[str, str]:
     return {LABEL.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
 
@@ -244,6 +260,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "costs": costs,
     "gallery": gallery,
     "addresses": addresses,
+    "faults": faults,
 }
 
 

@@ -65,6 +65,8 @@ def run(trainer: Any, folder: RunFolder | None, report: Callable[[dict], None]) 
     """Meta-train into a folder that is open already; see `meta_train`."""
     known = folder and folder.last(jax.eval_shape(trainer.start))
     carry, log = known or (trainer.start(), [])
+    if known:
+        print(f"{folder}: goes on from iteration {int(carry.iteration)}", flush=True)
     # A buffer of its own for every leaf, since all are donated, and no weak types, which would compile twice.
     carry = jax.tree.map(lambda a: jax.lax.convert_element_type(jnp.copy(a), a.dtype), carry)
     program = jax.jit(lambda carry, data: _iterate(trainer, carry, data), donate_argnums=0)
