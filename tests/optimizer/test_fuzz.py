@@ -280,7 +280,7 @@ def tally(name, pool):
             ended["right"] += 1
         except Exception as error:
             ended["wrong"] += 1
-            said.append(str(error))
+            said.append(str(error) or type(error).__name__)
 
     said = []
     for tree in pool:
