@@ -45,7 +45,7 @@ def super_mnemosyne(
     """
     if not 0.0 <= share <= 1.0:
         raise ValueError(f"share must lie in [0, 1], got {share}")
-    return optax.partition({"light": light, "tensor": tensor}, partial(by_size, share=share))
+    return for_any_network(optax.partition({"light": light, "tensor": tensor}, partial(by_size, share=share)))
 
 
 def by_size(params: Params, share: float) -> Params:
@@ -73,10 +73,10 @@ def hybrid(matrices: optax.GradientTransformation, rate: float = 1e-3) -> optax.
 
     Returns:
         A transformation; its state's fields are those of the two under the names "matrix" and "vector". Layers that
-        are stacked in one array are taken apart by `stacked.stacked`.
+        are stacked in one array are taken apart by `stacks.stacked`.
     """
-    # Under the root as good as nothing, yet it keeps a meta-gradient finite where a gradient is zero.
-    adam = optax.adam(rate, eps_root=1e-30)
+    # Neither changes a step: the clipping keeps g² finite, ε under the root a meta-gradient where a gradient is zero.
+    adam = optax.chain(optax.clip(1e18), optax.adam(rate, eps_root=1e-30))
     return for_any_network(optax.partition({"matrix": matrices, "vector": adam}, by_rank))
 
 

@@ -72,7 +72,8 @@ def features(
 ) -> Float[Array, "k"]:
     """f_t of one tensor of `extent` elements, each of order one; see `FEATURES`."""
     short, long = size[0] / (1.0 - 0.9**t), size[1] / (1.0 - 0.99**t)
-    ratio = lambda a, b: jnp.log(jnp.maximum(a, 1e-37) / jnp.maximum(b, 1e-37))
+    # Not the logarithm of the ratio, whose derivative divides by b².
+    ratio = lambda a, b: jnp.log(jnp.maximum(a, 1e-37)) - jnp.log(jnp.maximum(b, 1e-37))
     seen = [
         jnp.log1p(t) / 4.0 - 1.0,
         jnp.log(jnp.maximum(start, 1e-8)) / 3.0 + 0.7,

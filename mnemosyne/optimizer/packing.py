@@ -224,8 +224,9 @@ def split(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
 
 
 def lay(arrays: list[Array], shapes: Sequence[tuple]) -> Array:
+    """Lay arrays end to end. Through tables of places: a sharding does not spread through them to the other arrays."""
     flat = [a.reshape(math.prod(s), *a.shape[len(s) :]) for a, s in zip(arrays, shapes, strict=True)]
-    return jnp.concatenate(flat)
+    return jnp.concatenate([_take(a, np.arange(len(a), dtype=np.uint32)) for a in flat])
 
 
 def cut(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
@@ -233,12 +234,12 @@ def cut(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
     places = np.arange(len(joined), dtype=np.uint32)
     ends = np.cumsum([math.prod(s) for s in shapes])
     parts = zip(np.split(places, ends[:-1]), shapes, strict=True)
-    return [_take(joined, part, places).reshape(*s, *joined.shape[1:]) for part, s in parts]
+    return [_take(joined, part).reshape(*s, *joined.shape[1:]) for part, s in parts]
 
 
-def _take(joined: Array, part: np.ndarray, places: np.ndarray) -> Array:
-    if len(part) != 1:
+def _take(joined: Array, part: np.ndarray) -> Array:
+    if len(part) != 1 or len(joined) == 1:
         return joined.at[part].get(mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True)
     # A table of one place would become a slice.
-    here = (places == part).reshape(-1, *(1,) * (joined.ndim - 1))
+    here = (np.arange(len(joined), dtype=np.uint32) == part).reshape(-1, *(1,) * (joined.ndim - 1))
     return jnp.sum(jnp.where(here, joined, 0), axis=0, dtype=joined.dtype)

@@ -230,7 +230,7 @@ def for_any_network(*parts: optax.GradientTransformation) -> optax.GradientTrans
 
     Returns:
         The chain zero_nonfinite → parts; updates have the gradients' dtypes. Gradients of float64 beyond the range of
-        float32 count as its largest number.
+        float32 count as `LARGEST`.
 
     Raises:
         ValueError: at `init`, if a parameter is not a floating-point array; at `update`, if a gradient is not or has
@@ -258,13 +258,17 @@ def memory_of(state: NetworkState) -> State:
     return found
 
 
+LARGEST = 2.0**126
+"""The largest number whose reciprocal in float32 is not flushed to zero."""
+
+
 def in_float32(tree: Params) -> Params:
-    """Arrays in float32, its largest number in the place of larger ones."""
+    """Arrays in float32; finite numbers of float64 beyond it become `LARGEST`."""
 
     def cast(x):
         x = jnp.asarray(x)
-        largest = float(np.finfo(np.float32).max)
-        return (jnp.clip(x, -largest, largest) if x.dtype == jnp.float64 else x).astype(jnp.float32)
+        within = jnp.where(jnp.isinf(x), x, jnp.clip(x, -LARGEST, LARGEST)) if x.dtype == jnp.float64 else x
+        return within.astype(jnp.float32)
 
     return jax.tree.map(cast, tree)
 

@@ -3,6 +3,7 @@
 import difflib
 import hashlib
 import math
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array, ArrayLike
 
 from mnemosyne import store
 from mnemosyne.optimizer.registry import OPTIMIZERS
@@ -65,8 +67,8 @@ def parts_of(name: str) -> list[str]:
 
 def pretrained(
     name: str = "paced",
-    step_size: optax.ScalarOrSchedule = 1.0,
-    weight_decay: float = 0.0,
+    step_size: float | int | ArrayLike | Callable = 1.0,
+    weight_decay: float | int | Array = 0.0,
     mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer of weights that ship with the package; nothing to tune.
@@ -116,7 +118,7 @@ def pretrained(
     return optax.chain(learned.make(theta), take_share(weight_decay, mask), factor)
 
 
-def take_share(weight_decay: float, mask: Any = None) -> optax.GradientTransformation:
+def take_share(weight_decay: float | int | Array, mask: Any = None) -> optax.GradientTransformation:
     """Take a share of each weight away beside updates that are to be added: u − λ x. Of λ = 0 nothing is done."""
     decay = optax.add_decayed_weights(-weight_decay, mask)
 

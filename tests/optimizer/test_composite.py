@@ -113,8 +113,8 @@ def test_state_bytes_by_hand():
         "tensor": tensors * (coordinate + 4) + 2 * counter,
         "tensor_averaged": tensors * (coordinate + 4) + 3 * counter + 2 * n,  # the average in bfloat16
         "tensor_paced": tensors * (coordinate + 4) + 4 * counter + 2 * n + pace,
-        "super": 15_680 * light + 4 + 2 * counter + 3 * (coordinate + 4) + 2 * counter,
-        "hybrid": 15_880 * light + 2 * 4 + 2 * counter + 30 * 8 + counter,
+        "super": 15_680 * light + 4 + 2 * counter + 3 * (coordinate + 4) + 3 * counter,
+        "hybrid": 15_880 * light + 2 * 4 + 2 * counter + 30 * 8 + 2 * counter,
     }
     assert (coordinate, light) == (4352, 384)
     assert {name: mnemosyne.state_bytes(untrained(name), mlp()) for name in wanted} == wanted

@@ -166,13 +166,17 @@ def test_in_64_bit_mode_states_are_as_before_and_updates_as_the_gradients(name):
             assert [x.dtype for x in jax.tree.leaves(state)] == [d for _, d in wanted]
 
 
-def test_gradients_beyond_float32_count_as_its_largest_number():
+def test_gradients_beyond_float32_count_as_a_large_number_and_infinite_ones_as_none():
     with jax.enable_x64(True):
         tx = mnemosyne.pretrained("light")
         g = {"w": jnp.array([1e300, -1e300, 1e-300, 0.0])}
         updates, state = tx.update(g, tx.init(g))
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((updates, state)))
         assert updates["w"][0] == -updates["w"][1] != 0.0
+        assert [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32] == [0, 1]
+        updates, state = tx.update({"w": jnp.array([jnp.inf, -1e300, 0.0, 0.0])}, tx.init(g))
+        assert [int(x) for x in jax.tree.leaves(state) if x.dtype == jnp.int32] == [1, 1]
+        assert updates["w"][0] == 0.0 != updates["w"][1]
 
 
 @pytest.mark.parametrize("case", ["a feature that is always zero", "a last layer of zeros", "all zeros"])

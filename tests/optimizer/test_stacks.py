@@ -7,10 +7,10 @@ import optax
 import pytest
 
 import mnemosyne
-from mnemosyne.optimizer.stacked import stacked
+from mnemosyne.optimizer.stacks import stacked
 
 STACK = {
-    "layers": {"w": jax.random.normal(jax.random.key(0), (3, 4, 2)), "b": jnp.zeros((3, 4)), "s": jnp.ones(3)},
+    "layers": {"w": jax.random.normal(jax.random.key(0), (3, 4, 2)), "b": jnp.full((3, 4), 0.3), "s": jnp.ones(3)},
     "head": jax.random.normal(jax.random.key(1), (4, 5)),
 }
 AXES = {"layers": 1, "head": 0}
