@@ -158,17 +158,17 @@ def at_pace(
         count = optax.safe_increment(state.count)
 
         def advance(tensors, elements, numbers):
-            way, g, step = (x.astype(jnp.float32) for x in elements)
+            way, step, g = (x.astype(jnp.float32) for x in elements)
             seen = sizes_and_cosines(tensors, g, step)
             vector = np.array([len(shape) < 2 for shape in tensors.shapes], np.float32)
             extent = np.maximum(tensors.sizes, 1).astype(np.float32)
             laws = jax.vmap(partial(law, count.astype(jnp.float32)))
             pace, *numbers = laws(*seen, *numbers, vector, extent)
             step = tensors.spread(pace) * way
-            return [step, elements[1], step], numbers
+            return [step, step], numbers
 
         numbers = [state.agreement, state.size, state.course, state.start]
-        (moved, _, kept), after = in_batches(advance, [steps, updates, state.step], numbers)
+        (moved, kept, _), after = in_batches(advance, [steps, state.step, updates], numbers)
         return moved, PaceState(inner, count, kept, *after)
 
     return optax.GradientTransformationExtraArgs(init, update)
