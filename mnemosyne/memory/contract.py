@@ -1,7 +1,7 @@
 """What every memory fulfils, and the maps of Eq. 2 and the checks that they share."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,13 +27,18 @@ class Memory(NamedTuple):
 def check_memory(discount: float | Scalar, projections: int = 1) -> None:
     """Raise a ValueError unless λ is a number in [0, 1], or one of several in a `vmap`, and r a whole number ≥ 1."""
     number = isinstance(discount, int | float) and not isinstance(discount, bool) and 0 <= discount <= 1
-    if not number and not (isinstance(discount, jax.core.Tracer) and discount.shape == ()):
+    if not number and not is_traced(discount):
         raise ValueError(
             f"the discount λ must be one number from 0 to 1 per step, got {discount!r}. At each step the memory keeps "
             "e^(−λ) of itself: 0 forgets nothing, 0.1 most of it in some ten steps, and a decay β is λ = −log β"
         )
     if not isinstance(projections, int) or isinstance(projections, bool) or projections < 1:
         raise ValueError(f"a memory needs at least one random projection, got projections = {projections}")
+
+
+def is_traced(x: Any) -> bool:
+    """Whether this is a single number of a traced program, such as one of several in a `vmap`."""
+    return isinstance(x, jax.core.Tracer) and x.shape == ()
 
 
 def init_with_projections(projections: int, draw: Callable) -> Callable:

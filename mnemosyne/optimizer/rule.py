@@ -8,8 +8,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mnemosyne.memory.contract import check_memory
-from mnemosyne.types import State, Theta
+from mnemosyne.memory.contract import check_memory, is_traced
+from mnemosyne.types import Scalar, State, Theta
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Config:
     hidden: int = 16  # d, the width of each stream
     projections: int = 16  # r, random projections of the memory; hyperbolic features make 2r of them
     encoders: int = 2  # temporal encoders, one memory each
-    discount: float = 0.1  # λ, per step
+    discount: float | int | Scalar = 0.1  # λ, per step
     feedforward: int = 32  # width of the gated layer after each memory; not stated in the paper
-    magnitude: float = 10.0  # p of the preprocessing of Andrychowicz et al. 2016
-    output_scale: float = 1e-2  # factor on the head's output; not stated in the paper
+    magnitude: float | int | Scalar = 10.0  # p of the preprocessing of Andrychowicz et al. 2016
+    output_scale: float | int | Scalar = 1e-2  # factor on the head's output; not stated in the paper
 
     def __post_init__(self):
         for name in ("hidden", "projections", "encoders", "feedforward"):
@@ -32,7 +32,7 @@ class Config:
         check_memory(self.discount, self.projections)
         for name in ("magnitude", "output_scale"):
             number = getattr(self, name)
-            if not isinstance(number, int | float) or not 0 < number < math.inf:
+            if not is_traced(number) and (not isinstance(number, int | float) or not 0 < number < math.inf):
                 raise ValueError(f"{name} must be a finite number > 0, got {number!r}")
 
 

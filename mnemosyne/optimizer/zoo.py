@@ -15,6 +15,7 @@ import optax
 from jaxtyping import Array, ArrayLike
 
 from mnemosyne import store
+from mnemosyne.memory.contract import is_traced
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.transform import check_theta
 from mnemosyne.types import Learned, Theta
@@ -164,7 +165,7 @@ def check_step_size(step_size: Any) -> None:
             raise ValueError(f"step_size must be {right}; this function returns {returned}")
         return
     if isinstance(step_size, jax.Array) and step_size.shape == ():
-        if isinstance(step_size, jax.core.Tracer):
+        if is_traced(step_size):
             return
         step_size = step_size.item()
     if not _is_number(step_size) or not 0 <= step_size < math.inf:
@@ -173,8 +174,7 @@ def check_step_size(step_size: Any) -> None:
 
 def check_decay(weight_decay: Any) -> None:
     """Raise a ValueError unless this is a number in [0, 1), or a traced one."""
-    traced = isinstance(weight_decay, jax.core.Tracer) and weight_decay.shape == ()
-    if not traced and not (_is_number(weight_decay) and 0 <= weight_decay < 1):
+    if not is_traced(weight_decay) and not (_is_number(weight_decay) and 0 <= weight_decay < 1):
         raise ValueError(
             f"weight_decay must be a number in [0, 1), the share of each weight that a step takes away (AdamW's "
             f"learning rate times its decay); got {weight_decay!r}"

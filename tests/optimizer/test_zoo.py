@@ -284,3 +284,8 @@ def test_what_is_no_share_is_refused_where_it_is_given(weight_decay):
 def test_sizes_of_a_rule_that_make_no_sense_are_refused_where_they_are_given(field, value):
     with pytest.raises((ValueError, TypeError), match=field):
         Config(**{field: value})
+
+
+def test_numbers_of_a_rule_may_be_several_under_vmap():
+    scales = jax.vmap(lambda scale: replace(Config(), output_scale=scale, discount=scale).output_scale)(jnp.ones(3))
+    assert scales.shape == (3,)
