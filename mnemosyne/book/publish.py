@@ -36,7 +36,7 @@ def publish(*, scale: str = "laptop", only: tuple[str, ...] = ()) -> list[Path]:
             makes it so. Nothing is written then.
     """
     with lock.alone(folders.cache() / "locks" / "publish", "publish"), reproduce.alone(scale, 0, "publish"):
-        for folder in (*_places(scale), folders.root() / "notebooks"):
+        for folder in (*_places(scale), whole.listing(scale).parent, folders.root() / "notebooks"):
             folders.sweep(folder)
         names = reproduce.select(only)
         stale = [name for name in names if not reproduce.up_to_date(name, scale, 0)]

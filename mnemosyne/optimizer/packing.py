@@ -213,6 +213,21 @@ def batches(tensors: list[Array], apart: list[bool], together: int | float) -> l
     return [[i] for i, large in enumerate(alone) if large] + ([small] if small else [])
 
 
+def by_shape(f: Callable, shapes: list[tuple], *args: list) -> list:
+    """Apply f to every tensor, compiled once for all that share a shape, as those of a deep network's layers do."""
+    outs = [None] * len(shapes)
+    for shape in dict.fromkeys(shapes):
+        where = [i for i, other in enumerate(shapes) if other == shape]
+        groups = [tuple(arg[i] for arg in args) for i in where]
+        if len(where) == 1:  # a large tensor is not copied
+            outs[where[0]] = f(*groups[0])
+            continue
+        together = jax.vmap(f)(*jax.tree.map(lambda *x: jnp.stack(x), *groups))
+        for k, i in enumerate(where):
+            outs[i] = jax.tree.map(lambda x, k=k: x[k], together)
+    return outs
+
+
 def join(arrays: list[Array], shapes: Sequence[tuple]) -> Array:
     """Lay arrays [*shape …] of different shapes end to end: [p …]. A single one stays as it is."""
     return arrays[0] if len(arrays) == 1 else lay(arrays, shapes)

@@ -10,7 +10,6 @@ that network turns 30 features of each parameter into its update:
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, Int
 
 from mnemosyne.memory.contract import Memory
 from mnemosyne.memory.layers import layer_norm, linear, linear_init
-from mnemosyne.optimizer.packing import beside, cut, gathered, lay
+from mnemosyne.optimizer.packing import beside, by_shape, cut, gathered, lay
 from mnemosyne.optimizer.transform import for_any_network, in_float32
 from mnemosyne.types import Learned, Params, Scalar, State, Theta
 
@@ -158,21 +157,6 @@ def scale_by_velo(theta: Theta, memory: Memory, width: int) -> optax.GradientTra
         return tree.unflatten(steps), VeloState(state.count + 1, losses, together(after, tree, shapes), remembered)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def by_shape(f: Callable, shapes: list[tuple], *args: list) -> list:
-    """Apply f to every tensor, compiled once for all that share a shape, as those of a deep network's layers do."""
-    outs = [None] * len(shapes)
-    for shape in dict.fromkeys(shapes):
-        where = [i for i, other in enumerate(shapes) if other == shape]
-        groups = [tuple(arg[i] for arg in args) for i in where]
-        if len(where) == 1:  # a large tensor is not copied
-            outs[where[0]] = f(*groups[0])
-            continue
-        together = jax.vmap(f)(*jax.tree.map(lambda *x: jnp.stack(x), *groups))
-        for k, i in enumerate(where):
-            outs[i] = jax.tree.map(lambda x, k=k: x[k], together)
-    return outs
 
 
 def watch(losses: Losses, count: Int[Array, ""], value: Scalar, horizon: Scalar) -> tuple[Losses, Array]:

@@ -69,7 +69,7 @@ def parts_of(name: str) -> list[str]:
 def pretrained(
     name: str = "paced",
     step_size: float | int | ArrayLike | Callable = 1.0,
-    weight_decay: float | int | Array = 0.0,
+    weight_decay: float | int | Array | None = None,
     mask: Any = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer of weights that ship with the package; nothing to tune.
@@ -92,7 +92,7 @@ def pretrained(
             `horizon=steps`.
         step_size: s, a factor on every update, or a schedule of it; 1 is what was meta-trained.
         weight_decay: λ in [0, 1), the share of each weight that a step takes away. It is AdamW's learning rate times
-            its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters.
+            its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters. None by default.
         mask: which tensors decay, as of `optax.add_decayed_weights`; all by default.
 
     Returns:
@@ -111,21 +111,20 @@ def pretrained(
     """
     files_of(name)  # an unknown name is an error
     check_step_size(step_size)
-    check_decay(weight_decay)
     learned = OPTIMIZERS[name].learned
     theta = jax.tree.map(load_part, OPTIMIZERS[name].parts or name)
     check_theta(theta, learned.init, f"{name!r}")
     factor = optax.scale_by_learning_rate(step_size, flip_sign=False)
-    return optax.chain(learned.make(theta), take_share(weight_decay, mask), factor)
+    decay = optax.identity() if weight_decay is None else take_share(weight_decay, mask)
+    return optax.chain(learned.make(theta), decay, factor)
 
 
 def take_share(weight_decay: float | int | Array, mask: Any = None) -> optax.GradientTransformation:
-    """Take a share of each weight away beside updates that are to be added: u − λ x. Of λ = 0 nothing is done."""
+    """Take a share of each weight away beside updates that are to be added: u − λ x."""
+    check_decay(weight_decay)
     decay = optax.add_decayed_weights(-weight_decay, mask)
 
     def update(updates, state, params=None):
-        if isinstance(weight_decay, int | float) and weight_decay == 0:
-            return updates, state
         if params is None:
             raise ValueError("weight_decay needs the parameters: call tx.update(grads, state, params)")
         return decay.update(updates, state, params)

@@ -129,7 +129,7 @@ def jumping_clock(work: Work, place: Path, wanted: Undisturbed) -> dict:
     told["PYTHONPATH"] = f"{CLOCK}{os.pathsep}{told['PYTHONPATH']}"
 
     def run() -> None:
-        exec((CLOCK / "sitecustomize.py").read_text(), {})
+        exec((CLOCK / "sitecustomize.py").read_text(encoding="utf-8"), {})
         work.run(folder)
 
     first = _run(run, place / "first.log", told)

@@ -19,10 +19,6 @@ def harness(*args):
     return done.stdout
 
 
-KNOWN = "config.json is written in place, and a folder that cannot be written ends in a traceback"
-
-
-@pytest.mark.xfail(reason=KNOWN, strict=True)
 def test_the_outer_loop_survives_kills_full_disks_a_second_run_and_a_jumping_clock():
     said = harness("outer-loop", "--times", "4", "--conditions", "1")
     assert "two of outer loop at once" in said
