@@ -149,7 +149,7 @@ def never(*args, **kwargs):
 )
 def test_bad_arguments_of_meta_train_fail_before_any_work(capsys, tmp_path, monkeypatch, words, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setattr(recipes.data, "load", never)
     code, said = call(capsys, "meta-train", "light", "--dataset", "digits", *words)
     assert code
@@ -190,7 +190,7 @@ def test_a_root_that_is_no_checkout_is_named(capsys, tmp_path, monkeypatch):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("words", [("list",), ("fetch", "mnist"), ("verify", "mnist")])
 def test_a_file_in_the_place_of_the_data_is_named(capsys, tmp_path, monkeypatch, words):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     monkeypatch.setenv("MNEMOSYNE_DATA", str(tmp_path / "file"))
     code, said = call(capsys, "data", *words)
     assert f"{tmp_path / 'file'} is a file, and should be the folder of the originals" in code

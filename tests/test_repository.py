@@ -233,7 +233,7 @@ def opens_without_encoding(code: str) -> list[str]:
         mode = given.get("mode", (*call.args[0 if of_path else 1 :], None)[0])
         as_text = name == "open" and not (isinstance(mode, ast.Constant) and "b" in str(mode.value))
         as_text &= not (of_path and ast.unparse(call.func.value) in ("tarfile", "Image", "os", "webbrowser"))
-        of_path_text = of_path and name in ("read_text", "write_text")
+        of_path_text = of_path and name in ("read_text", "write_text") and ast.unparse(call.func.value) != "files"
         of_program = name in ("run", "Popen", "check_output", "check_call", "call", "getoutput")
         of_program &= bool({"text", "universal_newlines"} & given.keys())
         if (as_text or of_path_text or of_program) and "encoding" not in given:

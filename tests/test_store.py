@@ -112,7 +112,7 @@ def test_a_full_disk_leaves_the_file_as_it_was_and_nothing_else(tmp_path, monkey
 
 @pytest.mark.bad_input
 def test_a_folder_that_is_not_there_or_is_a_file_is_an_error_that_names_it(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for folder in ("nowhere", "file"):
         with pytest.raises(store.StoreError, match=f"{folder}/x could not be written"):
             store.write(tmp_path / folder / "x", "text")
@@ -149,7 +149,7 @@ with store.locked(Path(sys.argv[1]), print):
 def test_a_lock_vanishes_with_its_process(tmp_path):
     path = tmp_path / "lock"
     held = [sys.executable, "-c", HOLD, str(path)]
-    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+    with subprocess.Popen(held, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8") as holder:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(store.StoreError, match=f"process {holder.pid} "), store.locked(path, refuse):
             pass

@@ -45,7 +45,7 @@ class Child:
 
     def said(self) -> str:
         """What it printed."""
-        return self.log.read_text(errors="replace")
+        return self.log.read_text(encoding="utf-8", errors="replace")
 
 
 def start(
@@ -75,7 +75,7 @@ def start(
         os.environ.update(settings)
         count = _count_changes(change, delay)
         code = _status(work)
-        log.with_suffix(".changes").write_text(str(count[0]))
+        log.with_suffix(".changes").write_text(str(count[0]), encoding="utf-8")
     finally:
         sys.stdout.flush()
         sys.stderr.flush()
@@ -84,7 +84,7 @@ def start(
 
 def changes_of(child: Child) -> int:
     """How often a run that has ended has opened a file to write, moved or deleted one."""
-    return int(child.log.with_suffix(".changes").read_text())
+    return int(child.log.with_suffix(".changes").read_text(encoding="utf-8"))
 
 
 def _count_changes(last: int | None, delay: float) -> list[int]:

@@ -14,7 +14,7 @@ from tests.faults.works import REPOSITORY
 def harness(*args):
     """The tally it prints; it runs apart from pytest, since what it kills is forked from it."""
     command = [sys.executable, "-m", "tests.faults.harness", *args]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, encoding="utf-8", check=False)
     assert done.returncode == 0, f"{done.stdout[-6000:]}\n{done.stderr[-2000:]}"
     return done.stdout
 

@@ -7,7 +7,7 @@ from tests.faults import tally
 
 def test_a_tally_is_written_whole_with_every_column(tmp_path):
     path = tally.record("fuzz", [{"what": 'trees, "odd"', "tried": 3, "right": 2, "wrong": 1}], tmp_path)
-    with path.open() as f:
+    with path.open(encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     assert tuple(rows[0]) == tally.COLUMNS
     assert rows == [{"what": 'trees, "odd"', "tried": "3", "right": "2", "clear_error": "0", "wrong": "1", "note": ""}]

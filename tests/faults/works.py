@@ -151,7 +151,7 @@ def checkout(folder: Path) -> None:
     """A checkout of two notebooks, of which the second reads the table of the first."""
     for name in ("notebooks", "mnemosyne", "data"):
         (folder / name).mkdir(parents=True)
-    (folder / "data" / "claims.toml").write_text(CLAIMS)
+    (folder / "data" / "claims.toml").write_text(CLAIMS, encoding="utf-8")
     for name, sources in NOTEBOOKS.items():
         cells = [nbformat.v4.new_code_cell(source) for source in ('scale = "quick"\nseed = 0', *sources)]
         for number, cell in enumerate(cells):
@@ -159,7 +159,8 @@ def checkout(folder: Path) -> None:
         cells[0].metadata["tags"] = ["parameters"]
         about = {"language_info": {"name": "python"}}
         (folder / "notebooks" / f"{name}.ipynb").write_text(
-            nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata=about)) + "\n"
+            nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata=about)) + "\n",
+            encoding="utf-8",
         )
 
 

@@ -39,7 +39,7 @@ def whole(tmp_path_factory):
 def test_log_and_files(whole):
     folder, theta, log = whole
     assert [row["iteration"] for row in log] == [2, 4, 6, 8]
-    written = (folder / "log.jsonl").read_text().splitlines()
+    written = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["iteration"] for line in written] == [2, 4, 6, 8]
     assert all(np.isfinite(row["loss"]) and row["skipped"] == 0 for row in log)
     saved = store.load_tree(folder / "theta-000008.safetensors", theta)

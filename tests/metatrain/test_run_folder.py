@@ -69,7 +69,7 @@ def until(iteration):
 
 def finished(folder):
     """What is the same in every run of a trainer: snapshots and the rows of the log, without their times."""
-    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
     timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     return {path.name: path.read_bytes() for path in folder.glob("theta-*")}, timeless
 
@@ -191,7 +191,7 @@ def test_a_second_run_in_a_folder_is_refused(tmp_path, undisturbed):
 
 @pytest.mark.bad_input
 def test_a_file_in_the_folders_place_is_named(tmp_path):
-    (tmp_path / "file").write_text("")
+    (tmp_path / "file").write_text("", encoding="utf-8")
     for path in (tmp_path / "file", tmp_path / "file" / "deeper"):
         with pytest.raises(store.StoreError, match=f"{path} cannot be the folder of a run"):
             meta_train(Walk(), folder=path)
@@ -258,7 +258,7 @@ def test_kills_at_any_moment_change_no_bit_of_what_comes_out(tmp_path, undisturb
     rng = np.random.default_rng(0)
     for _ in range(2):
         command = [sys.executable, "-c", CHILD, str(tmp_path)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, encoding="utf-8") as child:
             assert child.stdout.readline() == "ready\n"
             child.stdout.readline()
             with pytest.raises(subprocess.TimeoutExpired):

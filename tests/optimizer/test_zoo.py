@@ -203,7 +203,7 @@ def test_shipped_weights_that_are_gone_are_named(copied):
 @pytest.mark.bad_input
 @pytest.mark.parametrize("text", [None, "", "half a line", "abc  light.safetensors\n", "<html></html>"])
 def test_a_damaged_list_of_digests_is_named(copied, text):
-    (copied / zoo.SUMS).unlink() if text is None else (copied / zoo.SUMS).write_text(text)
+    (copied / zoo.SUMS).unlink() if text is None else (copied / zoo.SUMS).write_text(text, encoding="utf-8")
     with pytest.raises(store.StoreError, match=r"SHA256SUMS is (missing or )?damaged.*Install mnemosyne"):
         mnemosyne.pretrained("paced")
 

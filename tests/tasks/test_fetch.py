@@ -160,7 +160,7 @@ def test_what_stands_in_the_way_is_named(published, tmp_path, monkeypatch):
             data.fetch("web")
         with pytest.raises(data.DataError, match=r"a.gz: cannot be read \(Is a directory\)"):
             data.verify("web")
-        (tmp_path / "file").write_text("")
+        (tmp_path / "file").write_text("", encoding="utf-8")
         for place, message in ((tmp_path / "file", "is a file"), (tmp_path / "file" / "x", "Not a directory")):
             monkeypatch.setenv("MNEMOSYNE_DATA", str(place))
             with pytest.raises(data.DataError, match=message):
@@ -172,7 +172,7 @@ def test_a_home_that_is_not_known_or_not_writable(published, monkeypatch, tmp_pa
     with served(whole) as (address, _):
         published(address)
         monkeypatch.delenv("MNEMOSYNE_DATA")
-        (tmp_path / "home").write_text("")
+        (tmp_path / "home").write_text("", encoding="utf-8")
         monkeypatch.setenv("HOME", str(tmp_path / "home"))
         with pytest.raises(data.DataError, match=r"cannot be made: .*Set MNEMOSYNE_DATA to a folder that can"):
             data.fetch("web")
@@ -207,7 +207,10 @@ def test_of_two_processes_one_downloads_and_the_other_waits(published):
     with served(slow) as (address, asked):
         folder = published(address)
         command = [sys.executable, "-c", CHILD, address, json.dumps(FILES)]
-        children = [subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        children = [
+            subprocess.Popen(command, env=os.environ, stdout=subprocess.PIPE, text=True, encoding="utf-8")
+            for _ in range(2)
+        ]
         assert [child.wait() for child in children] == [0, 0]
         assert asked == ["a.gz", "b.gz"]
         assert {path.name for path in folder.iterdir()} == CONTENT.keys()
