@@ -180,13 +180,14 @@ def _to_disk(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+def locked(path: Path, busy: Callable[[str], None], doing: str = "") -> Iterator[None]:
     """Be the only process, or thread, that holds a lock. It vanishes with its process, however that ends.
 
     Args:
         path: the lock's file, which stays, in a folder that exists.
         busy: called with who holds the lock, if someone does; what it raises refuses, and where it returns, the lock
             is waited for.
+        doing: what is done within, for those who wait.
 
     Raises:
         StoreError: if the file cannot be made or locked.
@@ -201,7 +202,7 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
             busy(file.read().strip() or "another process")
             fcntl.flock(file, fcntl.LOCK_EX)
         file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.write(f"process {os.getpid()} on {socket.gethostname()}{doing and f', {doing}'}\n")
         file.flush()
 
     try:

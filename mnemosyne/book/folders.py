@@ -2,8 +2,11 @@
 
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from mnemosyne import store
 
 
 def root() -> Path:
@@ -89,30 +92,39 @@ def writable(folder: Path) -> None:
 
 
 def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all: beside its place, to the disk, and then into its place.
+    """Write a file whole or not at all, as `store.write` does, and make its folder.
 
     Raises:
-        OSError: names the file and says why; what was there before is still there.
+        store.StoreError: names the file and says why; what was there before is still there.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
-            file.write(content.encode("utf-8") if isinstance(content, str) else content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
     except OSError as error:
-        raise OSError(error.errno, f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        raise store.StoreError(f"{path} could not be written: {error.strerror}") from error
+    store.write(path, content)
+
+
+@contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Hold a lock; while another process has it, say so and wait.
+
+    Args:
+        path: of the lock's file.
+        doing: what is done within, for those who wait.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+    def wait(who: str) -> None:
+        print(f"another process is at work here: {who}; waiting for it to end", flush=True)
+
+    with store.locked(path, wait, doing):
+        yield
 
 
 def sweep(folder: Path) -> list[Path]:
     """Delete what writers that were killed have left unfinished below a folder, and return it."""
     left = [
-        p for p in folder.rglob("*.part") if (pid := re.search(r"\.(\d+)\.part$", p.name)) and not _runs(int(pid[1]))
+        p for p in folder.rglob(store.PARTS) if (pid := re.search(r"\.(\d+)\.part$", p.name)) and not _runs(int(pid[1]))
     ]
     for path in left:
         path.unlink(missing_ok=True)

@@ -57,7 +57,7 @@ def execute(source: Path, copy: Path, parameters: dict, kernels: Kernels, at: Ca
 
     Raises:
         Failed: if a cell fails, or the kernel dies.
-        OSError: if the copy cannot be written.
+        store.StoreError: if the copy cannot be written.
         whole.Damaged: if the source is no notebook.
     """
     places, launched = ["its start"], []

@@ -15,7 +15,7 @@ from pathlib import Path
 import nbformat
 from PIL import Image
 
-from mnemosyne.book import folders, kept, lock, reproduce, results, whole
+from mnemosyne.book import folders, kept, reproduce, results, whole
 from mnemosyne.book.scale import scale_named
 
 
@@ -35,7 +35,7 @@ def publish(*, scale: str = "laptop", only: tuple[str, ...] = ()) -> list[Path]:
         ValueError: if a notebook's run is not up to date, or its rows are damaged; the message has the command that
             makes it so. Nothing is written then.
     """
-    with lock.alone(folders.cache() / "locks" / "publish", "publish"), reproduce.alone(scale, 0, "publish"):
+    with folders.alone(folders.cache() / "locks" / "publish", "publish"), reproduce.alone(scale, 0, "publish"):
         for folder in (*_places(scale), whole.listing(scale).parent, folders.root() / "notebooks"):
             folders.sweep(folder)
         names = reproduce.select(only)

@@ -16,11 +16,12 @@ from pathlib import Path
 
 import pandas as pd
 
-from mnemosyne.book import chapter, claims, folders, kernels, keys, lock, results, whole
+from mnemosyne.book import chapter, claims, folders, kernels, keys, results, whole
 from mnemosyne.book.progress import Progress
 from mnemosyne.book.scale import scale_named
 from mnemosyne.optimizer import zoo
 from mnemosyne.provenance import versions
+from mnemosyne.store import StoreError
 
 ACCELERATORS = ("/dev/nvidia0", "/dev/accel0", "/dev/vfio/0")
 
@@ -81,7 +82,7 @@ def alone(scale: str, seed: int, doing: str) -> Iterator[None]:
     """Wait until no other process runs or publishes this scale and seed, of this checkout or into this folder."""
     name = f"{doing} --scale {scale} --seed {seed}"
     here = folders.cache() / "locks" / f"{scale}-seed-{seed}"
-    with lock.alone(here, name), lock.alone(folders.runs(scale, seed) / ".lock", name):
+    with folders.alone(here, name), folders.alone(folders.runs(scale, seed) / ".lock", name):
         yield
 
 
@@ -143,7 +144,7 @@ def run_one(
         seconds = round(time.perf_counter() - began, 1)
         folders.write(stamp, json.dumps({"key": key, "seconds": seconds, "page": whole.digest(copy)}))
         return Outcome(name, "ran", seconds)
-    except (kernels.Failed, ValueError, OSError) as error:
+    except (kernels.Failed, ValueError, OSError, StoreError) as error:
         return Outcome(name, "failed", time.perf_counter() - began, f"\n      {error}")
     except Exception as error:  # nothing that one notebook meets keeps the others from being told of
         told = f"\n      {type(error).__name__}: {error}"

@@ -21,6 +21,7 @@ from PIL import Image
 
 from mnemosyne.book import folders
 from mnemosyne.book.verdicts import VERDICTS
+from mnemosyne.tasks.files import ADVICE, EMPTY, stand_in
 
 CLAIM = ("id", "paper", "rule", "ours", "verdict")
 """Fields of a claim without which it says nothing; each is a text."""
@@ -46,19 +47,14 @@ def text(path: Path) -> str:
         Damaged: an empty file, zero bytes, what is not UTF-8, a web page, or a pointer of Git LFS.
     """
     content = path.read_bytes()
-    if not content.strip():
-        raise Damaged(path, "is empty")
     if b"\0" in content:
         raise Damaged(path, "holds zero bytes, as a file may after a power cut or on a full disk")
+    if problem := stand_in(path) if content.strip() else EMPTY:
+        raise Damaged(path, problem, ADVICE[problem])
     try:
-        found = content.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise Damaged(path, f"is not UTF-8: {error.reason} at byte {error.start}") from error
-    if found.lstrip().lower().startswith(("<!doctype", "<html", "<?xml")):
-        raise Damaged(path, "is a web page, perhaps a server's error instead of the file")
-    if found.startswith("version https://git-lfs"):
-        raise Damaged(path, "is a pointer of Git LFS and not the file: git lfs pull")
-    return found
 
 
 def values(path: Path, kind: type = dict, names: tuple[str, ...] = ()) -> Any:

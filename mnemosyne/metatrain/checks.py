@@ -13,6 +13,15 @@ def check_positive(config: Any, *names: str) -> None:
         check_whole(name, getattr(config, name), 1)
 
 
+def check_several(config: Any, *names: str) -> None:
+    """Raise a ValueError unless these fields hold whole numbers of at least one, and one at least."""
+    for name in names:
+        if not getattr(config, name):
+            raise ValueError(f"{name} must hold one at least")
+        for number in getattr(config, name):
+            check_whole(f"each of {name}", number, 1)
+
+
 def check_above_zero(config: Any, *names: str) -> None:
     """Raise a ValueError unless these fields are finite numbers above zero."""
     _check_real(config, names, lambda number: number > 0, "above 0")

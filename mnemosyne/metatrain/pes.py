@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from mnemosyne.inner import inner_step
-from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed, check_whole
+from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed, check_several
 from mnemosyne.metatrain.loop import Carry, begin, descend, renew
 from mnemosyne.types import Learned, Params, State, Task, Theta
 
@@ -43,10 +43,8 @@ class PESConfig:
         check_above_zero(self, "sigma", "clip", "worst")
         check_not_negative(self, "learning_rate")
         check_seed(self.seed)
-        if not self.horizons:
-            raise ValueError("horizons must hold one at least")
+        check_several(self, "horizons")
         for horizon in self.horizons:
-            check_whole("each of horizons", horizon, 1)
             if horizon % self.window:
                 raise ValueError(f"window {self.window} does not divide horizon {horizon}")
 

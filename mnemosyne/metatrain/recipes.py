@@ -14,7 +14,7 @@ import pandas as pd
 
 from mnemosyne import store
 from mnemosyne.evaluate import Contender, train
-from mnemosyne.metatrain.checks import check_chunks, check_positive, check_seed, check_whole
+from mnemosyne.metatrain.checks import check_chunks, check_positive, check_seed, check_several
 from mnemosyne.metatrain.loop import identity, run
 from mnemosyne.metatrain.run_folder import SNAPSHOTS, iteration_of, opened
 from mnemosyne.metatrain.search import Search, SearchConfig
@@ -49,10 +49,9 @@ class Selection:
 
     def __post_init__(self):
         check_positive(self, "snapshots")
-        if not (self.marks and self.seeds):
-            raise ValueError("marks and seeds must hold one at least")
-        for mark in self.marks:
-            check_whole("each of marks", mark, 1)
+        check_several(self, "marks")
+        if not self.seeds:
+            raise ValueError("seeds must hold one at least")
         for seed in self.seeds:
             check_seed(seed, "each of seeds")
 

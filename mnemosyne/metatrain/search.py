@@ -15,7 +15,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
 from mnemosyne.inner import inner_step
-from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed, check_whole
+from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed, check_several
 from mnemosyne.types import Learned, Task, Theta
 
 
@@ -37,10 +37,7 @@ class SearchConfig:
         check_above_zero(self, "sigma", "bound")
         check_not_negative(self, "sigma_rate")
         check_seed(self.seed)
-        if not self.marks:
-            raise ValueError("marks must hold one at least")
-        for mark in self.marks:
-            check_whole("each of marks", mark, 1)
+        check_several(self, "marks")
         if max(self.marks) > self.steps or min(self.marks) < 4:
             raise ValueError(f"marks {self.marks} must lie between 4 and the {self.steps} steps of a run")
 

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from mnemosyne.optimizer.transform import name_of
 from mnemosyne.types import Params
 
 
@@ -47,7 +48,7 @@ def stacked(
     def update(updates, state, params=None, **extra):
         apart = None if params is None else layers(params, axes)
         steps, state = tx.update(layers(updates, axes), state, apart, **extra)
-        return jax.tree_util.tree_map_with_path(lambda path, g: restack(steps[_name(path)], g), updates), state
+        return jax.tree_util.tree_map_with_path(lambda path, g: restack(steps[name_of(path)], g), updates), state
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -56,7 +57,7 @@ def layers(tree: Params, axes: Any) -> dict[str, list]:
     """Every array of a tree by name, as the list of its layers; one that is no stack is a list of itself."""
     named = jax.tree_util.tree_leaves_with_path(tree)
     pairs = zip(named, _counts(tree, axes), strict=True)
-    return {_name(path): _layers(_name(path), jnp.asarray(x), count) for (path, x), count in pairs}
+    return {name_of(path): _layers(name_of(path), jnp.asarray(x), count) for (path, x), count in pairs}
 
 
 def restack(parts: list, like: Any) -> Any:
@@ -82,7 +83,3 @@ def _counts(tree: Params, axes: Any) -> list:
             f"the numbers of stacked axes do not fit the parameters' tree; give one number, or a tree like theirs or a "
             f"prefix of it: {error}"
         ) from error
-
-
-def _name(path: tuple) -> str:
-    return jax.tree_util.keystr(path) or "the parameters"

@@ -282,11 +282,12 @@ def layout_of(params: Params) -> Layout:
     """Paths and shapes. A box around an array, as Flax annotates shardings, is no part of its path."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     return Layout(
-        tuple(_name(path).removesuffix(".value") for path, _ in leaves), tuple(jnp.shape(p) for _, p in leaves)
+        tuple(name_of(path).removesuffix(".value") for path, _ in leaves), tuple(jnp.shape(p) for _, p in leaves)
     )
 
 
-def _name(path: tuple) -> str:
+def name_of(path: tuple) -> str:
+    """A leaf's place in a tree, for messages."""
     return jax.tree_util.keystr(path) or "the parameters"
 
 
@@ -295,7 +296,7 @@ def _check_floating(params: Params) -> None:
         dtype = jnp.result_type(p)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{_name(path)} has dtype {dtype}; this optimizer updates floating-point arrays only. "
+                f"{name_of(path)} has dtype {dtype}; this optimizer updates floating-point arrays only. "
                 "Leave it out with optax.masked or optax.partition, or split a complex array into its "
                 "real and imaginary parts with optax.contrib.split_real_and_imaginary."
             )
@@ -323,7 +324,7 @@ def _check_state(state: State, updates: Params, init: Callable[[Params], Network
     for (path, x), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
         if jnp.shape(x) != like.shape:
             raise ValueError(
-                f"this state was made by another optimizer: {_name(path)} has shape {jnp.shape(x)}, "
+                f"this state was made by another optimizer: {name_of(path)} has shape {jnp.shape(x)}, "
                 f"but this one keeps {like.shape} there"
             )
 

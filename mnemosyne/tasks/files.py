@@ -37,21 +37,32 @@ def whole(path: File) -> Path:
     if path.is_dir():
         raise StoreError(f"{path} is a folder, and a file is wanted")
     if problem := stand_in(path):
-        raise StoreError(f"{path} {problem}")
+        raise StoreError(f"{path} {problem}: {ADVICE[problem]}")
     return path
 
 
+EMPTY, LINK = "is empty", "is a Git LFS pointer, not the file it stands for"
+WEB, ZEROS = "is a web page, not the file", "holds zeros, as a file does that was never written to its end"
+ADVICE = {
+    EMPTY: "copy or download it again",
+    LINK: "run `git lfs pull` in its repository",
+    WEB: "download the file itself",
+    ZEROS: "copy or download it again",
+}
+"""What only stands where a file should be, and what to do about it."""
+
+
 def stand_in(path: Path) -> str | None:
-    """What a file is that only stands where another should be, and what to do; None for all others."""
+    """What a file is that only stands where another should be, a key of `ADVICE`; None for all others."""
     beginning = _beginning(path)
     if not beginning:
-        return "is empty: copy or download it again"
+        return EMPTY
     if beginning.startswith(POINTER):
-        return "is a Git LFS pointer, not the file it stands for: run `git lfs pull` in its repository"
+        return LINK
     if PAGE.match(beginning):
-        return "is a web page, not the file: download the file itself"
+        return WEB
     if len(beginning) >= BEGINNING and not beginning.strip(b"\0"):
-        return "holds zeros, as a file does that was never written to its end: copy or download it again"
+        return ZEROS
     return None
 
 

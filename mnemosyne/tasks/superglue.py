@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
-from mnemosyne.tasks.data.images import DataError, paths
-from mnemosyne.tasks.data.text import published, read_text
+from mnemosyne.tasks.data.images import DataError, paths, verify
+from mnemosyne.tasks.data.text import read_text
 from mnemosyne.tasks.data.tokens import T5_SPECIAL, checked, special_tokens
 from mnemosyne.tasks.files import File
 from mnemosyne.tasks.files import read_text as read_file
@@ -83,7 +83,7 @@ def load_rows(name: str) -> Rows:
         raise DataError(f"unknown SuperGLUE task {name!r}; there are {', '.join(NAMES)}")
     if name == "synthetic":
         return _made_up(*read_text(name))
-    published(name)
+    verify(name)
     kind = KINDS[name]
     train, validation = (_labelled(name, kind, _read(path)) for path in paths(name))
     return Rows(name, train, validation, words=kind.written or tuple(map(str, kind.words)))

@@ -90,7 +90,7 @@ def test_originals_that_are_pointers_are_named(name, load, tmp_path, monkeypatch
     for path in images.paths(name):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(POINTER)
-    with pytest.raises(data.DataError, match=rf"{name} is not usable: .* is a Git LFS pointer"):
+    with pytest.raises(data.DataError, match=rf"(?s){name} is not usable:.*: is a Git LFS pointer"):
         load(name)
 
 

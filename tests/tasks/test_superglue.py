@@ -197,7 +197,7 @@ def test_rows_may_have_marks_empty_lines_and_odd_separators(between, tmp_path, m
     row = {"hypothesis": "one\u2028two", "premise": "A\x85B", "label": "neutral"}
     line = json.dumps(row, ensure_ascii=False)
     place("cb", [[row]] * 2, tmp_path, monkeypatch)
-    monkeypatch.setattr("mnemosyne.tasks.superglue.published", lambda name: None)
+    monkeypatch.setattr("mnemosyne.tasks.superglue.verify", lambda name: None)
     for path in data.paths("cb"):
         path.write_bytes(gzip.compress(f"\ufeff{line}{between}{line}{between}".encode()))
     loaded = load_rows("cb")

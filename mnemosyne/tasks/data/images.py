@@ -25,6 +25,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from mnemosyne import store
 from mnemosyne.tasks.data import cifar, idx
 from mnemosyne.tasks.data.sources import INSTEAD, SOURCES, Original, Source
+from mnemosyne.tasks.files import ADVICE, stand_in
 
 
 class Split(NamedTuple):
@@ -261,6 +262,8 @@ def _source(name: str) -> Source:
 def _problem(path: Path, original: Original) -> str:
     """What is wrong with a file, or nothing."""
     try:
+        if problem := path.is_file() and stand_in(path):
+            return f"{problem}: {ADVICE[problem]}"
         found = _sha256(path)
     except FileNotFoundError:
         return f"missing; sha256 {original.sha256}, {original.bytes:,} bytes"
