@@ -339,7 +339,7 @@ def test_the_two_largest_axes(shape, wanted):
     assert axes(shape) == wanted
 
 
-def test_train_state_hands_a_loss_on_in_three_lines():
+def test_a_function_hands_a_loss_on_through_train_state():
     """As docs/optimizers.md writes it."""
     tx = LEARNED["cam"].make(LEARNED["cam"].init(jax.random.key(0)))
     text = Path("docs/optimizers.md").read_text(encoding="utf-8")
