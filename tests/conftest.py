@@ -24,6 +24,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_disable_most_optimizations", True)  # compiling is most of the time tests take
 
 
+@pytest.fixture(scope="module", autouse=True)
+def forgotten():
+    """A process holds some 65,000 maps of memory, and compiled programs, three each, are not to use them up."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(params=[COORDINATE, LIGHT], ids=["coordinate", "light"])
 def config(request):
     return request.param
