@@ -11,8 +11,9 @@ from mnemosyne.optimizer.pace import FEATURES, at_pace
 from mnemosyne.optimizer.paper import feedforward, paper_rule
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Config, Rule, log_sign
+from mnemosyne.optimizer.sizes import scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.stacks import stacked
-from mnemosyne.optimizer.transform import from_rule, scale_by_own_rms, scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 from mnemosyne.optimizer.zoo import pretrained, scale_by_pretrained
 
 __all__ = [

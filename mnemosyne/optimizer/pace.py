@@ -22,7 +22,8 @@ import optax
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from mnemosyne.optimizer.packing import Tensors, in_batches
-from mnemosyne.optimizer.transform import for_any_network, in_float32, root, root_mean_squares
+from mnemosyne.optimizer.sizes import root, root_mean_squares
+from mnemosyne.optimizer.transform import for_any_network, in_float32
 from mnemosyne.types import Learned, Params, State, Theta
 
 FEATURES = (
@@ -164,11 +165,11 @@ def at_pace(
             extent = np.maximum(tensors.sizes, 1).astype(np.float32)
             laws = jax.vmap(partial(law, count.astype(jnp.float32)))
             pace, *numbers = laws(*seen, *numbers, vector, extent)
-            step = tensors.spread(pace) * way
-            return [step, step], numbers
+            return [tensors.spread(pace) * way], numbers
 
         numbers = [state.agreement, state.size, state.course, state.start]
-        (moved, kept, _), after = in_batches(advance, [steps, state.step, updates], numbers)
+        (moved, *_), after = in_batches(advance, [steps, state.step, updates], numbers)
+        kept = jax.tree.map(lambda step, like: step.astype(like.dtype), moved, state.step)
         return moved, PaceState(inner, count, kept, *after)
 
     return optax.GradientTransformationExtraArgs(init, update)

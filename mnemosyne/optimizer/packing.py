@@ -11,6 +11,7 @@ where step(tensors, [g], [size]) sees g of one large tensor or, of n small ones,
 import math
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from itertools import groupby
 from typing import NamedTuple
 
 import jax
@@ -207,9 +208,13 @@ def sharded_as(x: Array, like: Array) -> Array:
 
 
 def batches(tensors: list[Array], apart: list[bool], together: int | float) -> list[list[int]]:
-    """Which tensors go through a step in one call: each large one and each to stay apart alone, all others together."""
+    """Which tensors go through a step in one call: each large one and each to stay apart alone, all others together.
+
+    Those of one shape stand side by side, as `lay` wants them.
+    """
     alone = [t.size >= together or own for t, own in zip(tensors, apart, strict=True)]
-    small = [i for i, large in enumerate(alone) if not large]
+    rank = {shape: k for k, shape in enumerate(dict.fromkeys(t.shape for t in tensors))}
+    small = sorted((i for i, large in enumerate(alone) if not large), key=lambda i: rank[tensors[i].shape])
     return [[i] for i, large in enumerate(alone) if large] + ([small] if small else [])
 
 
@@ -239,14 +244,21 @@ def split(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
 
 
 def lay(arrays: list[Array], shapes: Sequence[tuple]) -> Array:
-    """Lay arrays end to end. Through tables of places: a sharding does not spread through them to the other arrays."""
-    flat = [a.reshape(math.prod(s), *a.shape[len(s) :]) for a, s in zip(arrays, shapes, strict=True)]
-    return jnp.concatenate([_take(a, np.arange(len(a), dtype=np.uint32)) for a in flat])
+    """Lay arrays end to end, neighbours of one shape at a time.
+
+    Each stack of these passes a table of places, through which a sharding does not spread to the other stacks.
+    """
+    stacks = []
+    for shape, group in groupby(range(len(arrays)), key=lambda i: shapes[i]):
+        stack = jax.lax.optimization_barrier(jnp.stack([arrays[i] for i in group]))
+        count = len(stack) * math.prod(shape)
+        stacks.append(_take(stack.reshape(count, *stack.shape[1 + len(shape) :]), np.arange(count)))
+    return jnp.concatenate(stacks)
 
 
 def cut(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
     """Cut, by tables of places. XLA would compile a kernel for every slice, each with all that it is cut from in it."""
-    places = np.arange(len(joined), dtype=np.uint32)
+    places = np.arange(len(joined))
     ends = np.cumsum([math.prod(s) for s in shapes])
     parts = zip(np.split(places, ends[:-1]), shapes, strict=True)
     return [_take(joined, part).reshape(*s, *joined.shape[1:]) for part, s in parts]
@@ -254,7 +266,16 @@ def cut(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
 
 def _take(joined: Array, part: np.ndarray) -> Array:
     if len(part) != 1 or len(joined) == 1:
-        return joined.at[part].get(mode="promise_in_bounds", indices_are_sorted=True, unique_indices=True)
+        along = tuple(range(1, joined.ndim))
+        return jax.lax.gather(  # `joined[part]` traces to a dozen operations
+            joined,
+            part.astype(np.int32)[:, None],
+            jax.lax.GatherDimensionNumbers(along, collapsed_slice_dims=(0,), start_index_map=(0,)),
+            slice_sizes=(1, *joined.shape[1:]),
+            indices_are_sorted=True,
+            unique_indices=True,
+            mode="promise_in_bounds",
+        )
     # A table of one place would become a slice.
-    here = (np.arange(len(joined), dtype=np.uint32) == part).reshape(-1, *(1,) * (joined.ndim - 1))
+    here = (np.arange(len(joined)) == part).reshape(-1, *(1,) * (joined.ndim - 1))
     return jnp.sum(jnp.where(here, joined, 0), axis=0, dtype=joined.dtype)

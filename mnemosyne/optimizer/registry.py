@@ -16,8 +16,9 @@ from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.pace import paced
 from mnemosyne.optimizer.paper import paper_rule, stacked_rule
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Rule, log_value
+from mnemosyne.optimizer.sizes import scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.tensorwise import tensorwise
-from mnemosyne.optimizer.transform import from_rule, scale_by_own_rms, scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule, scale_by_rule
 from mnemosyne.optimizer.velo import velo
 from mnemosyne.types import Learned
 
@@ -31,6 +32,11 @@ class Coordinatewise(NamedTuple):
     @property
     def learned(self) -> Learned:
         return Learned(self.rule.init, lambda theta: from_rule(theta, self.rule, self.prepare))
+
+    @property
+    def direction(self) -> Learned:
+        """As part of an optimizer that has seen to it that gradients are finite."""
+        return Learned(self.rule.init, lambda theta: optax.chain(self.prepare, scale_by_rule(theta, self.rule)))
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,7 @@ OPTIMIZERS = {
         "Mnemosyne paced",
         "#c2185b",
         "the direction of `normalised` at a pace of its own for every tensor, a power law of nine features",
-        paced(NORMALISED.learned),
+        paced(NORMALISED.direction),
     ),
     "tensor": Optimizer("Mnemosyne tensor-wise", "#2b8f8a", _CHUNKS, TENSOR),
     "tensor_averaged": Optimizer(

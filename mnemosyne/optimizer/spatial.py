@@ -4,12 +4,13 @@ Bi-directional linear attention is the memory of Eq. 3–5 written with all toke
 spatial encoder has the weights of a temporal one. Nothing tells tokens their places: encodings do not depend on
 their order. A chunk stands for its tokens by the encoding of one more, learned token among them, and
 
-    metatokens = pool_hierarchically(theta, tensors, length=64)   # HPE: per tensor [⌈n / Lⁿᵖᵒᵒˡ⌉ d]
+    metatokens, counts = pool_hierarchically(theta, x, lengths, length=64)   # HPE: per tensor ⌈n / Lⁿᵖᵒᵒˡ⌉ of [d]
 
 repeats this, chunk by chunk. The spatial encoder SPE is one more such pooling whose chunk is all there is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -76,70 +77,115 @@ def summarise(theta: Theta, tokens: Float[Array, "n d"], count: Int[Array, ""]) 
     return encode(theta["encoder"], token, jnp.concatenate([token, tokens]), real)[0]
 
 
-def cut(x: Shaped[Array, "n *t"], length: int) -> Shaped[Array, "c l *t"]:
-    """Cut a sequence into ⌈n / L⌉ chunks of L tokens, the last padded with zeros."""
-    chunks = -(-len(x) // length)
-    padded = jnp.pad(x, [(0, chunks * length - len(x)), *[(0, 0)] * (x.ndim - 1)])
-    return padded.reshape(chunks, length, *x.shape[1:])
+class Chunks(NamedTuple):
+    """Where the c chunks of sequences lie that are laid end to end; the last of each sequence may be shorter."""
+
+    start: Int[np.ndarray, "c"]
+    count: Int[np.ndarray, "c"]
+    owner: Int[np.ndarray, "c"]  # which sequence
 
 
-def in_blocks(f: Callable, length: int, *chunks: Array) -> Array:
-    """Apply f to every chunk of L tokens, about `BLOCK` tokens at a time; gradients compute each block again."""
-    n = len(chunks[0])
+def chunks_of(lengths: Sequence[int] | np.ndarray, length: int) -> Chunks:
+    """Cut sequences of these lengths into chunks of L."""
+    lengths = np.asarray(lengths, np.int32)
+    owner = np.repeat(np.arange(len(lengths), dtype=np.int32), -(-lengths // length))
+    first = np.searchsorted(owner, owner)
+    within = length * (np.arange(len(owner), dtype=np.int32) - first.astype(np.int32))
+    start = (np.cumsum(lengths, dtype=np.int32) - lengths)[owner] + within
+    return Chunks(start, np.minimum(length, lengths[owner] - within), owner)
+
+
+def each_chunk(
+    f: Callable, x: Shaped[Array, "n *t"], chunks: Chunks, length: int, *others: Array | np.ndarray
+) -> Array:
+    """f(L tokens, *others) of every chunk, about `BLOCK` tokens at a time; gradients compute each block again.
+
+    What lies behind a short chunk's own tokens are its neighbour's, or zeros.
+    """
+    padded = jnp.pad(x, [(0, length), *[(0, 0)] * (x.ndim - 1)])
+
+    def one(start: Array, *others: Array) -> Array:
+        return f(jax.lax.dynamic_slice_in_dim(padded, start, length), *others)
+
+    n = len(chunks.start)
     size = max(1, -(-n // max(1, n * length // BLOCK)))
-    out = jax.lax.map(lambda block: jax.checkpoint(jax.vmap(f))(*block), tuple(cut(x, size) for x in chunks))
+    blocks = tuple(cut(jnp.asarray(per_chunk), size) for per_chunk in (chunks.start, *others))
+    out = jax.lax.map(lambda block: jax.checkpoint(jax.vmap(one))(*block), blocks)
     return out.reshape(-1, *out.shape[2:])[:n]
 
 
+def cut(x: Shaped[Array, "n *t"], length: int) -> Shaped[Array, "c l *t"]:
+    """Cut into ⌈n / L⌉ blocks of L, the last padded with zeros."""
+    blocks = -(-len(x) // length)
+    padded = jnp.pad(x, [(0, blocks * length - len(x)), *[(0, 0)] * (x.ndim - 1)])
+    return padded.reshape(blocks, length, *x.shape[1:])
+
+
+def lay_chunks(out: Float[Array, "c l"], chunks: Chunks, total: int) -> Float[Array, "n"]:
+    """Lay what was made of chunks where they lay in their n = `total` elements."""
+    length = out.shape[1]
+    own = jnp.where(np.arange(length)[None] < chunks.count[:, None], out, 0.0)
+    places = jax.lax.ScatterDimensionNumbers((1,), inserted_window_dims=(), scatter_dims_to_operand_dims=(0,))
+    return jax.lax.scatter_add(jnp.zeros(total + length, out.dtype), chunks.start[:, None], own, places)[:total]
+
+
 def pool(
-    theta: Theta, tensors: list[Array], length: int, embed: Callable[[Array], Array] = lambda x: x
-) -> list[Float[Array, "c d"]]:
+    theta: Theta,
+    x: Shaped[Array, "n *t"],
+    lengths: Sequence[int] | np.ndarray,
+    length: int,
+    embed: Callable[[Array], Array] = lambda x: x,
+) -> Float[Array, "c d"]:
     """Let one vector stand for each chunk of L tokens: one level of the hierarchy (§3.2.1).
 
     Args:
         theta: weights, see `summary_init`.
-        tensors: sequences of tokens [n_i …], encoded in one call.
+        x: sequences of tokens, end to end.
+        lengths: of each; they sum to n.
         length: L ≥ 1.
         embed: [L …] → tokens [L d], applied block by block since tokens take d times the memory of gradients.
 
     Returns:
-        For each sequence ⌈n_i / L⌉ vectors.
+        ⌈lengths / L⌉ vectors for each sequence, end to end.
     """
-    chunks = [cut(x, length) for x in tensors]
-    counts = [np.minimum(length, len(x) - length * np.arange(len(c))) for x, c in zip(tensors, chunks, strict=True)]
-    encodings = in_blocks(
-        lambda chunk, count: summarise(theta, embed(chunk), count),
-        length,
-        jnp.concatenate(chunks),
-        jnp.asarray(np.concatenate(counts), jnp.int32),
-    )
-    return jnp.split(encodings, np.cumsum([len(c) for c in chunks])[:-1])
+    chunks = chunks_of(lengths, length)
+    return each_chunk(lambda tokens, count: summarise(theta, embed(tokens), count), x, chunks, length, chunks.count)
 
 
 def pool_hierarchically(
-    levels: list[Theta], tensors: list[Array], length: int, embed: Callable[[Array], Array] = lambda x: x
-) -> list[Float[Array, "l d"]]:
+    levels: list[Theta],
+    x: Shaped[Array, "n *t"],
+    lengths: Sequence[int] | np.ndarray,
+    length: int,
+    embed: Callable[[Array], Array] = lambda x: x,
+) -> tuple[Float[Array, "m d"], list[int]]:
     """Turn tensors of any lengths into l = ⌈n / L^levels⌉ meta-tokens each: the encoder HPE (§3.2.1).
 
     A short tensor, of one chunk, is encoded once: the hierarchy is not applied to it.
 
     Args:
         levels: weights of each level, at least one.
-        tensors: sequences [n_i …].
+        x: sequences, end to end.
+        lengths: of each.
         length: L ≥ 2.
         embed: what makes tokens of them, see `pool`.
 
     Returns:
-        Meta-tokens for each.
+        (the meta-tokens of all, end to end; how many each has)
     """
-    tokens = pool(levels[0], tensors, length, embed)
+    tokens, counts = pool(levels[0], x, lengths, length, embed), -(-np.asarray(lengths, np.int32) // length)
     for theta in levels[1:]:
-        long = [i for i, x in enumerate(tokens) if len(x) > 1]
-        if long:
-            shorter = pool(theta, [tokens[i] for i in long], length)
-            for i, x in zip(long, shorter, strict=True):
-                tokens[i] = x
-    return tokens
+        long = counts > 1
+        if long.any():
+            of_long = np.repeat(long, counts)
+            shorter = pool(theta, tokens[np.flatnonzero(of_long)], counts[long], length)
+            counts = np.where(long, -(-counts // length), counts)
+            is_new = np.repeat(long, counts)
+            known = np.flatnonzero(~of_long)
+            place = np.zeros(len(is_new), np.int32)
+            place[is_new], place[~is_new] = len(known) + np.arange(len(shorter)), np.arange(len(known))
+            tokens = jnp.concatenate([tokens[known], shorter])[place]
+    return tokens, counts.tolist()
 
 
 def metatokens(size: int, length: int, levels: int) -> int:

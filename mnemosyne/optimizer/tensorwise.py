@@ -18,11 +18,20 @@ from jaxtyping import Array, Float
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.contract import Memory
 from mnemosyne.memory.layers import layer_norm, linear, linear_init
-from mnemosyne.optimizer.packing import Tensors, join, scale_by_rows, split
+from mnemosyne.optimizer.packing import Tensors, scale_by_rows
 from mnemosyne.optimizer.paper import encoder_init, remember, two_inputs
 from mnemosyne.optimizer.rule import COORDINATE, Config
-from mnemosyne.optimizer.spatial import cut, in_blocks, metatokens, pool, pool_hierarchically, summary_init
-from mnemosyne.optimizer.transform import for_any_network, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.spatial import (
+    chunks_of,
+    each_chunk,
+    lay_chunks,
+    metatokens,
+    pool,
+    pool_hierarchically,
+    summary_init,
+)
+from mnemosyne.optimizer.transform import for_any_network
 from mnemosyne.types import Learned, State, Theta
 
 
@@ -90,13 +99,16 @@ def tensorwise(
 
     def step(theta: Theta, tensors: Tensors, state: State, g: Array) -> tuple[State, Array]:
         see = lambda g: represent(g, config.magnitude)
-        flat = [x.reshape(-1) for x in split(g, tensors.shapes)]
-        tokens = pool_hierarchically(theta["levels"], flat, length, lambda g: linear(theta["embed"], see(g)))
-        counts = [len(x) for x in tokens]
-        state, x = remember(memory, theta["encoders"], state, jnp.concatenate(tokens))
-        codes = pool(theta["spatial"], jnp.split(x, np.cumsum(counts)[:-1]), max(1, *counts))
-        moved = in_chunks(lambda g, e: move(theta, see(g), e, config.output_scale), flat, codes, length)
-        return state, join([u.reshape(s) for u, s in zip(moved, tensors.shapes, strict=True)], tensors.shapes)
+        flat, sizes = g.reshape(-1), tensors.sizes
+        embed = lambda g: linear(theta["embed"], see(g))
+        tokens, counts = pool_hierarchically(theta["levels"], flat, sizes, length, embed)
+        state, x = remember(memory, theta["encoders"], state, tokens)
+        codes = pool(theta["spatial"], x, counts, max(1, *counts))
+        chunks = chunks_of(sizes, length)
+        # An empty tensor has no code, and no chunk that would ask for it.
+        code = np.cumsum(sizes > 0)[chunks.owner] - 1
+        moved = each_chunk(lambda g, e: move(theta, see(g), e, config.output_scale), flat, chunks, length, codes[code])
+        return state, lay_chunks(moved, chunks, len(flat)).reshape(g.shape)
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
         return for_any_network(prepare or scale_by_tensor_rms(), scale_by_rows(state, extent, partial(step, theta)))
@@ -110,12 +122,3 @@ def move(theta: Theta, inputs: Float[Array, "n k"], code: Float[Array, "d"], sca
     # The part of W_h that meets e is applied once a chunk, not once a parameter.
     shared = layer_norm(code) @ theta["up"]["w"][k:] + theta["up"]["b"]
     return scale * linear(theta["out"], jax.nn.gelu(inputs @ theta["up"]["w"][:k] + shared[None]))[:, 0]
-
-
-def in_chunks(f: Callable, tensors: list[Array], codes: list[Array], length: int) -> list[Array]:
-    """Apply f to each chunk of L elements with the code, [1 d], of its tensor; chunks of all tensors in one call."""
-    chunks = [cut(x, length) for x in tensors]
-    spread = [jnp.broadcast_to(e, (len(c), e.shape[-1])) for e, c in zip(codes, chunks, strict=True)]
-    counts = np.cumsum([len(c) for c in chunks])[:-1]
-    out = in_blocks(f, length, jnp.concatenate(chunks), jnp.concatenate(spread))
-    return [o.reshape(-1)[: len(x)] for o, x in zip(jnp.split(out, counts), tensors, strict=True)]

@@ -12,16 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Int
 
-from mnemosyne.optimizer.packing import BatchesState, Tensors, in_batches, scale_by_batches
+from mnemosyne.optimizer.packing import BatchesState, in_batches, scale_by_batches
 from mnemosyne.optimizer.rule import Rule
 from mnemosyne.types import Params, State, Theta
-
-RMS_DECAY = 0.999
-"""Decay of each tensor's running gradient size: long enough that the rule sees gradients shrink."""
 
 
 class ZeroNonfiniteState(NamedTuple):
@@ -44,106 +40,14 @@ def zero_nonfinite() -> optax.GradientTransformation:
     def update(updates, state, params=None):
         del params
         none = jnp.zeros(len(jax.tree.leaves(updates)), bool)
-        (cleaned,), (bad,) = in_batches(clean, [updates], [none])
+        _, (bad,) = in_batches(find, [updates], [none])
+        cleaned = jax.tree.map(lambda g: jnp.where(jnp.isfinite(g), g, jnp.zeros_like(g)), updates)
         return cleaned, ZeroNonfiniteState(steps=state.steps + jnp.any(bad).astype(jnp.int32))
 
-    def clean(tensors, elements, none):
-        (g,), (none,) = elements, none
-        finite = jnp.isfinite(g)
-        return [jnp.where(finite, g, jnp.zeros_like(g))], [none | ~jnp.all(finite)]
+    def find(tensors, elements, found):
+        return [], [found[0] | ~jnp.all(jnp.isfinite(elements[0]))]
 
     return optax.GradientTransformation(init, update)
-
-
-def root_mean_squares(tensors: Tensors, g: Array) -> Float[Array, "n"]:
-    """√(mean g²) of each tensor, without overflow or underflow of the squares; 0 for an empty one."""
-    largest = tensors.largest(jnp.abs(g))
-    # The reciprocal of a very large number would be flushed to zero.
-    shrink = jnp.where(largest > 1.0, 2.0**-10, 1.0)
-    unit = tensors.spread(shrink) * g / tensors.spread(jnp.where(largest > 0, shrink * largest, 1.0))
-    return largest * root(tensors.total(unit * unit) / np.maximum(tensors.sizes, 1))
-
-
-def root(x: Float[Array, "*s"]) -> Float[Array, "*s"]:
-    """√x of x ≥ 0, with the derivative 0 at 0, where that of √ is infinite: 0 · ∞ in a meta-gradient is NaN."""
-    return jnp.where(x > 0, jnp.sqrt(jnp.where(x > 0, x, 1.0)), 0.0)
-
-
-class ScaleByTensorRmsState(NamedTuple):
-    """One number per tensor."""
-
-    count: Int[Array, ""]  # int32
-    size: Float[Array, "n"]  # float32, running mean of each tensor's gradient root-mean-square, in the leaves' order
-
-
-def scale_by_tensor_rms(decay: float = RMS_DECAY, limit: float = 1e3) -> optax.GradientTransformation:
-    """Divide each tensor's gradient by the running size of that tensor's gradients.
-
-        s_t = β s_{t−1} + (1 − β) rms(g_t)        ĝ_t = clip( g_t (1 − β^t) / s_t, ±limit )
-
-    Whatever the loss is multiplied by cancels, so a rule trained on gradients of one magnitude serves all.
-    The paper feeds raw gradients; this is our addition, since log|g| alone makes an optimizer fail as soon
-    as a loss is rescaled. `optax.identity()` in its place gives the paper's input.
-
-    Args:
-        decay: β in [0, 1), per step.
-        limit: largest magnitude let through, in units of the running size.
-
-    Returns:
-        A transformation whose updates are float32. A tensor that has had only zero gradients gives zeros.
-
-    Raises:
-        ValueError: if decay is outside [0, 1).
-
-    Numerics: sizes from 1e-37 to 1e38 are told apart, since squares are taken after dividing by the maximum.
-    """
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"decay must lie in [0, 1), got {decay}")
-
-    def init(params: Params) -> ScaleByTensorRmsState:
-        size = jnp.zeros(len(jax.tree.leaves(params)), jnp.float32)
-        return ScaleByTensorRmsState(count=jnp.zeros((), jnp.int32), size=size)
-
-    def update(updates, state, params=None):
-        del params
-        count = optax.safe_increment(state.count)
-        unbias = 1.0 - decay ** count.astype(jnp.float32)
-
-        def scale(tensors, elements, sizes):
-            g, size = elements[0].astype(jnp.float32), sizes[0]
-            size = decay * size + (1.0 - decay) * root_mean_squares(tensors, g)
-            typical = tensors.spread(jnp.where(size > 0, size / unbias, 1.0))
-            return [jnp.clip(g / typical, -limit, limit)], [size]
-
-        (updates,), (size,) = in_batches(scale, [in_float32(updates)], [state.size])
-        return updates, ScaleByTensorRmsState(count, size)
-
-    return optax.GradientTransformation(init, update)
-
-
-def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
-    """Divide each tensor's gradient by its running size, then each element by its own, as Adam does.
-
-    Returns:
-        A transformation with one more number of state per parameter, float32. Invariant to a factor on the loss.
-
-    Numerics: elements whose size stays below a thousandth of their tensor's are not raised to one.
-    """
-    own = optax.scale_by_rms(decay, eps=1e-6, bias_correction=True)
-
-    def update(updates, state, params=None):
-        del params
-
-        def scale(tensors, elements, count):
-            del tensors
-            (g,), after = own.update([elements[0]], state._replace(nu=[elements[1]]))
-            return [g, *after.nu], count
-
-        (updates, nu), _ = in_batches(scale, [updates, state.nu])
-        return updates, state._replace(count=optax.safe_increment(state.count), nu=nu)
-
-    own_in_float32 = optax.GradientTransformation(lambda params: own.init(in_float32(params)), update)
-    return optax.chain(scale_by_tensor_rms(decay), own_in_float32)
 
 
 def scale_by_rule(theta: Theta, rule: Rule) -> optax.GradientTransformation:

@@ -26,7 +26,8 @@ from mnemosyne.metatrain.students import by_coordinate
 from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 from mnemosyne.tasks.standins import pretrain
 from mnemosyne.types import Task
 from tests.helpers import quadratic

@@ -7,7 +7,8 @@ from mnemosyne.book.studies import trained_memory
 from mnemosyne.memory.compact import cam
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 from mnemosyne.tasks.data.images import load
 from tests.helpers import run_memory, sequence
 from tests.metatrain.test_truncated import quadratic

@@ -10,7 +10,8 @@ from mnemosyne.metatrain.loop import meta_train
 from mnemosyne.metatrain.pes import PES, PESConfig, renew_pairs
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 from mnemosyne.types import Learned, Task
 from tests.helpers import check_resumed
 

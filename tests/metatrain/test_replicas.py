@@ -10,7 +10,7 @@ from mnemosyne.metatrain.replicas import Replicas
 from mnemosyne.metatrain.students import by_coordinate
 from mnemosyne.metatrain.truncated import MetaConfig, Truncated
 from mnemosyne.optimizer.odd import odd_rule
-from mnemosyne.optimizer.transform import scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
 from tests.helpers import check_resumed
 from tests.metatrain.test_truncated import SMALL, TASKS
 

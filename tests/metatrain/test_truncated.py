@@ -11,7 +11,8 @@ from mnemosyne.metatrain.students import by_coordinate, sample_coordinates, whol
 from mnemosyne.metatrain.truncated import MetaConfig, Rollout, Truncated
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 from mnemosyne.types import Learned
 from tests.helpers import quadratic
 

@@ -9,7 +9,8 @@ from mnemosyne.optimizer.pace import FEATURES, at_pace, features, pace_init, pac
 from mnemosyne.optimizer.packing import Tensors
 from mnemosyne.optimizer.registry import Coordinatewise
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.transform import from_rule, root_mean_squares, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import root_mean_squares, scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 
 NOTHING = {"w": jnp.zeros(len(FEATURES)), "b": jnp.zeros(()), "target": jnp.zeros(())}
 PARAMS = {"w": jnp.full((4, 3), 0.5), "b": jnp.zeros(3), "scalar": jnp.array(0.5), "empty": jnp.zeros((0, 2))}

@@ -7,7 +7,8 @@ import pytest
 
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.packing import Tensors, batches, cut, in_batches, join, lay, scale_by_rows, split
-from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule
 
 
 @pytest.mark.parametrize("shapes", [[(2, 3)], [(2, 3), (), (0, 4), (5,)]])

@@ -11,7 +11,17 @@ from mnemosyne.memory.layers import layer_norm
 from mnemosyne.optimizer import spatial
 from mnemosyne.optimizer.paper import feedforward
 from mnemosyne.optimizer.rule import Config
-from mnemosyne.optimizer.spatial import cut, encode, metatokens, pool, pool_hierarchically, summarise, summary_init
+from mnemosyne.optimizer.spatial import (
+    chunks_of,
+    each_chunk,
+    encode,
+    lay_chunks,
+    metatokens,
+    pool,
+    pool_hierarchically,
+    summarise,
+    summary_init,
+)
 from tests.helpers import linear_attention, sequence, slow_hierarchy
 
 SMALL = Config(hidden=4, projections=3, feedforward=6)
@@ -59,11 +69,15 @@ def test_padding_never_changes_a_result(padding):
         assert np.allclose(a, b, rtol=1e-4, atol=1e-6)
 
 
-def test_chunks_are_the_sequence_in_order():
-    x = jnp.arange(7)
-    assert np.array_equal(cut(x, 3), [[0, 1, 2], [3, 4, 5], [6, 0, 0]])
-    assert cut(jnp.zeros((0, 2)), 3).shape == (0, 3, 2)
-    assert cut(jnp.zeros((3, 2)), 3).shape == (1, 3, 2)
+def test_chunks_are_each_sequence_in_order():
+    chunks = chunks_of([7, 0, 2, 3], 3)
+    assert np.array_equal(chunks, [[0, 3, 6, 7, 9], [3, 3, 1, 2, 3], [0, 0, 0, 2, 3]])
+    assert all(len(x) == 0 for x in chunks_of([0, 0], 3))
+    x = jnp.arange(1.0, 13.0)
+    seen = each_chunk(lambda x: x, x, chunks, 3)
+    assert np.array_equal(seen[:2], [[1, 2, 3], [4, 5, 6]])
+    assert np.array_equal(seen[-1], [10, 11, 12])
+    assert np.array_equal(lay_chunks(seen, chunks, 12), x)
 
 
 SIZES = (0, 1, 3, 4, 9, 10, 28)
@@ -73,8 +87,9 @@ SIZES = (0, 1, 3, 4, 9, 10, 28)
 def test_the_hierarchy_is_the_slow_one(levels):
     """All lengths around powers of L = 3, in one call, against each alone, chunk after chunk."""
     tensors = [sequence(n, n, 4) for n in SIZES]
-    together = jax.jit(lambda t: pool_hierarchically(LEVELS[:levels], t, 3))(tensors)
-    for n, tokens, x in zip(SIZES, together, tensors, strict=True):
+    together, counts = pool_hierarchically(LEVELS[:levels], jnp.concatenate(tensors), SIZES, 3)
+    of_each = np.split(together, np.cumsum(counts)[:-1])
+    for n, tokens, x in zip(SIZES, of_each, tensors, strict=True):
         assert tokens.shape == (metatokens(n, 3, levels), 4) == (int(np.ceil(n / 3**levels)), 4)
         assert np.allclose(tokens, slow_hierarchy(LEVELS[:levels], x, 3), rtol=1e-4, atol=1e-5)
 
@@ -83,21 +98,21 @@ def test_a_chunk_as_long_as_the_tensor_is_the_plain_encoding():
     x = sequence(1, 9, 4)
     plain = summarise(THETA, x, jnp.array(9))
     for length in (9, 10, 100):
-        assert np.allclose(pool(THETA, [x], length)[0], plain[None], rtol=1e-5, atol=1e-6)
+        assert np.allclose(pool(THETA, x, [9], length), plain[None], rtol=1e-5, atol=1e-6)
 
 
 def test_a_short_tensor_skips_the_hierarchy():
     broken = jax.tree.map(lambda w: w * jnp.nan, LEVELS[1])
-    short, long = pool_hierarchically([LEVELS[0], broken], [sequence(1, 3, 4), sequence(2, 4, 4)], 3)
+    (short, long), counts = pool_hierarchically([LEVELS[0], broken], sequence(1, 7, 4), [3, 4], 3)
+    assert counts == [1, 1]
     assert np.isfinite(short).all()
     assert np.isnan(long).any()
 
 
 def test_blocks_change_neither_results_nor_gradients(monkeypatch):
-    tensors = [sequence(1, 20, 4), sequence(2, 5, 4)]
 
     def loss(theta):
-        return sum(jnp.sum(x**2) for x in pool(theta, tensors, 2))
+        return jnp.sum(pool(theta, sequence(1, 25, 4), [20, 5], 2) ** 2)
 
     seen = []
     for block in (2**16, 6, 1):  # 13 chunks at once, by three or four, one by one
@@ -111,5 +126,5 @@ def test_blocks_change_neither_results_nor_gradients(monkeypatch):
 def test_embedding_within_a_block_is_embedding_before():
     g, w = sequence(1, 11), sequence(2, 4)
     embed = lambda g: g[..., None] * w.reshape(*(1,) * g.ndim, 4)
-    (inside,), (before,) = pool(THETA, [g], 4, embed), pool(THETA, [embed(g)], 4)
+    inside, before = pool(THETA, g, [11], 4, embed), pool(THETA, embed(g), [11], 4)
     assert np.allclose(inside, before, rtol=1e-5)

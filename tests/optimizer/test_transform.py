@@ -17,7 +17,8 @@ import mnemosyne
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.paper import paper_rule
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT
-from mnemosyne.optimizer.transform import from_rule, scale_by_tensor_rms, zero_nonfinite
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.transform import from_rule, zero_nonfinite
 from tests.helpers import compiled, normal, rule_of
 
 PARAMS = {"w": np.ones((4, 3)), "b": np.zeros(3), "scalar": np.array(0.5), "empty": np.zeros((0, 2))}

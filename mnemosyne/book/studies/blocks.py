@@ -18,9 +18,9 @@ from mnemosyne.memory.features import hyperbolic
 from mnemosyne.memory.layers import layer_norm, linear
 from mnemosyne.optimizer.paper import remember, two_inputs
 from mnemosyne.optimizer.rule import COORDINATE, Config
-from mnemosyne.optimizer.spatial import pool, pool_hierarchically
+from mnemosyne.optimizer.sizes import scale_by_tensor_rms
+from mnemosyne.optimizer.spatial import metatokens, pool, pool_hierarchically
 from mnemosyne.optimizer.tensorwise import move
-from mnemosyne.optimizer.transform import scale_by_tensor_rms
 from mnemosyne.types import Params, Task, Theta
 
 
@@ -72,23 +72,25 @@ def through_tensorwise(
     see = lambda g: two_inputs(g, config.magnitude)
     prepare = scale_by_tensor_rms()
     _, prepared = jax.lax.scan(lambda s, g: prepare.update(g, s)[::-1], prepare.init(gradients[0]), gradients)
-    flat = list(prepared.reshape(len(prepared), -1))
-    embed = lambda g: linear(theta["embed"], see(g))
-    (chunks,) = pool(theta["levels"][0], flat[-1:], length, embed)
-    tokens = pool_hierarchically(theta["levels"], flat, length, embed)
-    state = tuple(memory.state((len(tokens[0]),), config.hidden, config.hidden) for _ in theta["encoders"])
-    for x in tokens:
-        state, remembered = remember(memory, theta["encoders"], state, x)
-    (code,) = pool(theta["spatial"], [remembered], len(remembered))
+    flat = prepared.reshape(len(prepared), -1)
+    sizes, embed = flat.shape[1:], lambda g: linear(theta["embed"], see(g))
+    state = tuple(
+        memory.state((metatokens(*sizes, length, len(theta["levels"])),), config.hidden, config.hidden)
+        for _ in theta["encoders"]
+    )
+    for g in flat:
+        tokens, counts = pool_hierarchically(theta["levels"], g, sizes, length, embed)
+        state, remembered = remember(memory, theta["encoders"], state, tokens)
+    (code,) = pool(theta["spatial"], remembered, counts, *counts)
     return Stages(
         gradient=gradients[-1],
         inputs=see(flat[-1]),
-        chunks=chunks,
-        metatokens=tokens[-1],
+        chunks=pool(theta["levels"][0], flat[-1], sizes, length, embed),
+        metatokens=tokens,
         remembered=remembered,
         attention=attention(theta["spatial"], remembered),
-        code=code[0],
-        update=move(theta, see(flat[-1]), code[0], config.output_scale),
+        code=code,
+        update=move(theta, see(flat[-1]), code, config.output_scale),
     )
 
 
