@@ -32,7 +32,7 @@ from mnemosyne import store
 from mnemosyne.book import claims, folders
 from mnemosyne.book.claims import Claim
 from mnemosyne.book.kept import Kept, find
-from mnemosyne.book.keys import Deferred, code, combined, program, shapes, value
+from mnemosyne.book.keys import Deferred, code, combined, may_reach, program, shapes, value
 from mnemosyne.book.results import note_of, notebooks
 from mnemosyne.book.scale import Scale, resized, scale_named
 from mnemosyne.book.whole import digest
@@ -80,9 +80,11 @@ class Run:
         """A table, or several, that a function of the package computes, once.
 
         A second call, in this process or a later one, reads what the first wrote. The key is the function's code with
-        all of the package that it reaches, its arguments by value, the shipped weights, and versions.
+        all of the package that it reaches, its arguments by value, the shipped weights if it may read them, and
+        versions.
         """
-        what = code(compute), value(args), value(kwargs), *(zoo.digest(name) for name in zoo.shipped())
+        weights = zoo.shipped() if may_reach(compute, zoo.folder) else []
+        what = code(compute), value(args), value(kwargs), *map(zoo.digest, weights)
         key = combined("keep", *what, jax.__version__, np.__version__)
         return self.kept.get(key, lambda: compute(*args, **kwargs))
 

@@ -205,6 +205,15 @@ def code(function: types.FunctionType | type) -> str:
     return combined(_compiled(body), *(_global(known[n]) for n in sorted(body.co_names) if n in known))
 
 
+def may_reach(function: Callable, definition: types.FunctionType) -> bool:
+    """Whether the code of a function reaches a definition of the package; yes where the function is not of it."""
+    if not isinstance(function, types.FunctionType) or not _of_package(function):
+        return True
+    reached: dict[tuple[str, str], str] = {}
+    _reach(function.__module__, function.__qualname__.split(".")[0], reached)
+    return (definition.__module__, definition.__qualname__) in reached
+
+
 def _of_package(x: Any) -> bool:
     return x.__module__.split(".")[0] == PACKAGE
 

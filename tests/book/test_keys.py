@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from mnemosyne.book import keys
-from mnemosyne.book.keys import Deferred, code, program, shapes, value
-from mnemosyne.book.studies import random_features
+from mnemosyne.book.keys import Deferred, code, may_reach, program, shapes, value
+from mnemosyne.book.studies import ablation, random_features
 from mnemosyne.memory.features import favor_plus_plus, positive
+from mnemosyne.optimizer import zoo
 
 X = jnp.arange(3.0)
 
@@ -185,3 +186,10 @@ def test_code_is_read_by_several_threads_at_once():
     with ThreadPoolExecutor(4) as pool:
         found = set(pool.map(lambda _: ast.dump(keys.syntax(text)), range(40)))
     assert found == {ast.dump(ast.parse(text))}
+
+
+def test_what_may_read_shipped_weights_is_known_of_the_package_and_supposed_of_all_else():
+    assert may_reach(ablation.trained, zoo.folder)
+    assert may_reach(zoo.pretrained, zoo.folder)
+    assert not may_reach(random_features.unbiasedness, zoo.folder)
+    assert may_reach(lambda x: x, zoo.folder)
