@@ -229,6 +229,13 @@ def test_bench_of_training_counts_what_is_trained_and_what_rests():
     assert (table["examples/s"] > 0).all()
 
 
+def test_bench_of_compiling_counts_tensors():
+    table = bench.bench_compiling(numbers=(2, 4), names=("light",), rounds=1)
+    assert list(table.columns) == ["tensors", "adam, s", "light"]
+    assert list(table["tensors"]) == [2, 4]
+    assert (table > 0).all(axis=None)
+
+
 def test_bench_compares_the_parallel_form_with_the_scan():
     table = bench.bench_sequence(t=200, rounds=1).set_index("of")
     assert set(table.index) == {"output", "gradient"}

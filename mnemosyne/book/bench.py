@@ -19,6 +19,7 @@ from mnemosyne.tasks.models.transformer import count
 from mnemosyne.types import Params, Task
 
 SIZES = (10_000, 100_000, 1_000_000)
+COMPILED = ("paced", "light", "coordinate", "tensor", "hybrid", "super")
 ROUNDS = 7  # medians of so many, the contenders taking turns so that the machine's noise is shared
 
 
@@ -57,6 +58,34 @@ def bench(sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> pd.DataFrame:
                 }
             )
     return pd.DataFrame(rows)
+
+
+def bench_compiling(
+    numbers: tuple[int, ...] = (10, 50, 200, 1_000), names: tuple[str, ...] = COMPILED, rounds: int = 3
+) -> pd.DataFrame:
+    """Time tracing and compiling one update of a network of so many tensors, half of them (16, 16) and half (16,).
+
+    Returns:
+        A row for each number of tensors (tensors, seconds of `optax.adam`, of each name over Adam's); medians, the
+        contenders taking turns.
+    """
+    contenders = {"optax.adam": optax.adam(1e-3)} | {name: zoo.pretrained(name) for name in names}
+    rows = []
+    for n in numbers:
+        params = {f"layer{i}": {"w": jnp.ones((16, 16)), "b": jnp.zeros(16)} for i in range(n // 2)}
+        rounds_of = [{name: seconds_to_compile(tx, params) for name, tx in contenders.items()} for _ in range(rounds)]
+        spent = pd.DataFrame(rounds_of).median()
+        rows.append({"tensors": n, "adam, s": spent["optax.adam"], **(spent / spent["optax.adam"])[list(names)]})
+    return pd.DataFrame(rows)
+
+
+def seconds_to_compile(tx: optax.GradientTransformation, params: Params) -> float:
+    """Seconds to trace and compile an update; right only without JAX's cache of compiled programs."""
+    state = tx.init(params)
+    jax.clear_caches()
+    began = time.perf_counter()
+    jax.jit(tx.update).lower(params, state, params).compile()
+    return time.perf_counter() - began
 
 
 def bench_sequence(t: int = 4_096, d: int = 16, projections: int = 16, rounds: int = ROUNDS) -> pd.DataFrame:
@@ -157,8 +186,11 @@ def _timer(advance: Callable, state) -> Callable[[], float]:
 def main() -> None:
     """Print the table."""
     sys.stdout.reconfigure(errors="replace")  # × and λ, whatever the locale
+    jax.config.update("jax_enable_compilation_cache", False)
     print(f"{device()}; {versions()}; medians of {ROUNDS}, contenders in turn\n")
     print(bench().to_string(index=False, float_format=lambda x: f"{x:.2f}"))
+    print("\nTracing and compiling an update, over Adam's; medians of 3\n")
+    print(bench_compiling().to_string(index=False, float_format=lambda x: f"{x:.1f}"))
     print("\nCAM over 4,096 patterns, d = 16, 32 features\n")
     print(bench_sequence().to_string(index=False, float_format=lambda x: f"{x:.2g}"))
 

@@ -28,24 +28,31 @@ SMALL = 2**13
 
 
 class Tensors:
-    """Where n tensors lie in an array x: end to end, [p], or a single one in its own shape."""
+    """Where n tensors lie in an array x: end to end, [p …], or a single one in its own shape."""
 
     def __init__(self, shapes: Sequence[tuple]):
         self.shapes = tuple(shapes)
         self.sizes = np.array([math.prod(shape) for shape in self.shapes], np.int32)
 
     def total(self, x: Array) -> Array:
-        """The sum over each tensor, [n]."""
-        return jnp.sum(x)[None] if len(self.shapes) == 1 else jnp.sum(self._rows(x), axis=1)
+        """The sum over each tensor, [n …]."""
+        if len(self.shapes) == 1:
+            return jnp.sum(x, axis=tuple(range(len(self.shapes[0]))))[None]
+        return jnp.sum(self._rows(x), axis=1)
+
+    def mean(self, x: Array) -> Array:
+        """The mean over each tensor, [n …]; zero of an empty one."""
+        sums = self.total(x)
+        return sums / np.maximum(self.sizes, 1).astype(np.float32).reshape(-1, *(1,) * (sums.ndim - 1))
 
     def largest(self, x: Array) -> Array:
         """The largest element of each tensor, [n]; at least zero."""
         return jnp.max(x, initial=0.0)[None] if len(self.shapes) == 1 else jnp.max(self._rows(x), axis=1, initial=0.0)
 
     def spread(self, numbers: Array) -> Array:
-        """Each tensor's number, [n], at each of its elements."""
+        """Each tensor's numbers, [n …], at each of its elements."""
         if len(self.shapes) == 1:
-            return numbers.reshape((1,) * len(self.shapes[0]))
+            return numbers.reshape((1,) * len(self.shapes[0]) + numbers.shape[1:])
         return numbers.at[self._owner].get(mode="promise_in_bounds", indices_are_sorted=True)
 
     @cached_property
@@ -56,7 +63,8 @@ class Tensors:
         """Each tensor in a row, with zeros behind it: a segment sum's order is not the same each time on a GPU."""
         first, along = np.cumsum(self.sizes) - self.sizes, jnp.arange(self.sizes.max(initial=0))[None]
         inside = along < self.sizes[:, None]
-        return jnp.where(inside, x[jnp.where(inside, first[:, None] + along, 0)], 0)
+        rows = x[jnp.where(inside, first[:, None] + along, 0)]
+        return jnp.where(inside if x.ndim == 1 else jnp.expand_dims(inside, tuple(range(2, rows.ndim))), rows, 0)
 
 
 def in_batches(
@@ -265,6 +273,8 @@ def cut(joined: Array, shapes: Sequence[tuple]) -> list[Array]:
 
 
 def _take(joined: Array, part: np.ndarray) -> Array:
+    if len(part) == 0:
+        return joined[:0]
     if len(part) != 1 or len(joined) == 1:
         along = tuple(range(1, joined.ndim))
         return jax.lax.gather(  # `joined[part]` traces to a dozen operations
