@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ import pandas as pd
 from jaxtyping import Array
 
 from mnemosyne.inner import inner_step
+from mnemosyne.optimizer.nadamw import draw, nadamw
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.zoo import pretrained
 from mnemosyne.types import Data, Params, Scalar, State, Task
@@ -40,6 +42,19 @@ def meta_trained(name: str) -> Contender:
     """Shipped weights, under the label of their record."""
     tx = pretrained(name)  # an unknown name is told with the nearest
     return untuned(OPTIMIZERS[name].label, tx)
+
+
+def nadamw_search(samples: int, steps: int, seed: int = 0) -> Contender:
+    """NAdamW at settings drawn at random, for a training of so many steps; its rates are the settings' numbers.
+
+    A search over a task is `train(task, nadamw_search(64, steps, seed), …)`. The best of its numbers over several tasks
+    is one fixed setting for all of them.
+
+    Raises:
+        ValueError: no samples, or no steps.
+    """
+    settings = draw(samples, seed)
+    return Contender("NAdamW", partial(nadamw, steps=steps), tuple(map(float, range(samples))), settings)
 
 
 RATES = (3e-1, 1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4)

@@ -11,11 +11,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from mnemosyne.memory.layers import linear
 from mnemosyne.optimizer.accumulators import TIMES, Accumulators, Features, accumulate, apart, empty, seen_of, together
 from mnemosyne.optimizer.packing import by_shape
 from mnemosyne.optimizer.transform import for_any_network, in_float32
@@ -28,7 +26,7 @@ WIDE = 12
 """Hidden units from which products with matrices are the faster form."""
 
 
-SMALL = Features()
+SMALL_FC = Features()
 """What small_fc sees."""
 
 
@@ -39,7 +37,9 @@ class PerParameterState(NamedTuple):
     kept: Accumulators
 
 
-def per_parameter(features: Features = SMALL, *, width: int = 4, layers: int = 2, learn_decays: bool = True) -> Learned:
+def per_parameter(
+    features: Features = SMALL_FC, *, width: int = 4, layers: int = 2, learn_decays: bool = True
+) -> Learned:
     """Build an optimizer that is a small network for every parameter (Metz et al. 2022, App. A).
 
     Args:
@@ -135,36 +135,44 @@ def time_features(count: Int[Array, ""]) -> Float[Array, "k"]:
 def move(
     layers: list[Theta], times: Float[Array, "k"], p: Float[Array, "*p"], g: Float[Array, "*p"], kept: Accumulators
 ) -> Float[Array, "*p"]:
-    """The update of one tensor."""
+    """The update of one tensor, Δp = −10⁻³ d e^{a/1000}."""
     first, *others = layers
     seen = seen_of(p, g, kept)
+    count, constant = len(seen), times @ first["w"][len(seen) :] + first["b"]
+    if len(constant) >= WIDE:
+        x = side_by_side(seen, g.shape)
+        scale = jax.lax.rsqrt(jnp.sum(x * x, axis=1) / max(g.size, 1) + 1e-5)
+        form = by_products
+    else:
+        scale = inverse_sizes(seen)
+        # Otherwise the compiler would keep what was worked out for the sizes, or work out a scale at every parameter.
+        scale, constant, p, g, kept = jax.lax.optimization_barrier((scale, constant, p, g, kept))
+        x, form = seen_of(p, g, kept), by_elements
     # Inputs are divided by their sizes where they are fewest: in the weights that they meet.
-    scaled = inverse_sizes(seen)[:, None] * first["w"][: len(seen)]
-    constant = times @ first["w"][len(seen) :] + first["b"]
-    # Otherwise the compiler would work out a scale anew at every parameter.
-    scaled, constant, p, g, kept = jax.lax.optimization_barrier((scaled, constant, p, g, kept))
-    seen = seen_of(p, g, kept)
-    form = by_products if len(constant) >= WIDE else by_elements
-    direction, magnitude = form([{"w": scaled, "b": constant}, *others], seen)
-    return -STEP * jnp.broadcast_to(direction * jnp.exp(STEP * magnitude), g.shape)
+    scaled = {"w": scale[:, None] * first["w"][:count], "b": constant}
+    direction, magnitude = (jnp.reshape(x, g.shape) for x in form([scaled, *others], x))
+    return -STEP * direction * jnp.exp(STEP * magnitude)
 
 
-def by_products(layers: list[Theta], seen: list[Array]) -> tuple[Array, Array]:
-    """The network as products with matrices: inputs side by side at every parameter, [*p f] W."""
-    shape = np.broadcast_shapes(*(x.shape for x in seen))
-    x = jnp.stack([jnp.broadcast_to(x, shape) for x in seen], axis=-1)
+def side_by_side(seen: list[Array], shape: tuple) -> Float[Array, "f n"]:
+    """Inputs of a tensor's n parameters, one row for each."""
+    return jnp.stack([jnp.broadcast_to(x, shape).reshape(-1) for x in seen])
+
+
+def by_products(layers: list[Theta], x: Float[Array, "f n"]) -> list[Array]:
+    """The network as products with matrices, for all parameters at once."""
     for i, layer in enumerate(layers):
-        x = linear(layer, jax.nn.relu(x) if i else x)
-    return x[..., 0], x[..., 1]
+        x = layer["w"].T @ (jax.nn.relu(x) if i else x) + layer["b"][:, None]
+    return list(x)
 
 
-def by_elements(layers: list[Theta], seen: list[Array]) -> tuple[Array, Array]:
+def by_elements(layers: list[Theta], seen: list[Array]) -> list[Array]:
     """The network unit by unit, as sums of whole arrays; what is the same along an axis is summed up once."""
     units = seen
     for i, layer in enumerate(layers):
         active = [jax.nn.relu(x) for x in units] if i else units
         units = [weighted(active, layer["w"][:, k], layer["b"][k]) for k in range(len(layer["b"]))]
-    return units[0], units[1]
+    return units
 
 
 def weighted(arrays: list[Array], weights: Float[Array, "f"], constant: Float[Array, ""]) -> Array:

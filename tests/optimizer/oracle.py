@@ -92,7 +92,7 @@ def as_head_has_it() -> types.ModuleType:
     from learned_optimization.learned_optimizers import mlp_lopt
 
     path = Path(mlp_lopt.__file__).with_name("adafac_mlp_lopt.py")
-    text, released, corrected = path.read_text(), "(fac_vec_v)**-0.5", "(fac_vec_v + 1e-6)**-0.5"
+    text, released, corrected = path.read_text(encoding="utf-8"), "(fac_vec_v)**-0.5", "(fac_vec_v + 1e-6)**-0.5"
     if released not in text:
         raise ValueError(f"{path} is not that of learned-optimization 0.0.1")
     module = types.ModuleType("adafac_mlp_lopt")
