@@ -13,7 +13,7 @@ import pandas as pd
 from jaxtyping import Array
 
 from mnemosyne.inner import inner_step
-from mnemosyne.optimizer.nadamw import draw, nadamw
+from mnemosyne.optimizer.nesterov import draw, nadamw
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.zoo import pretrained
 from mnemosyne.types import Data, Params, Scalar, State, Task

@@ -22,6 +22,9 @@ from mnemosyne.types import Learned, Params, Theta
 STEP = 1e-3
 """The factors λ₁ and λ₂ of Δp = λ₁ d e^{λ₂ a}."""
 
+LARGEST = 1e15
+"""Gradients beyond count as this."""
+
 WIDE = 12
 """Hidden units from which products with matrices are the faster form."""
 
@@ -54,7 +57,8 @@ def per_parameter(
     Raises:
         ValueError: if a size is below one or a decay outside [0, 1); at `update`, without the parameters.
 
-    Numerics: float32. Empty tensors and features of constant zero stay finite.
+    Numerics: float32; gradients beyond ±`LARGEST` count as that. Empty tensors and features that are zero throughout
+    stay finite.
 
     Example:
         learned = per_parameter(Features(momenta=(0.9,), second=(), factored=()), width=16)
@@ -74,7 +78,7 @@ def per_parameter(
         return theta | ({"decays": decays} if learn_decays else {})
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
-        return for_any_network(scale_by_networks(theta, features))
+        return for_any_network(optax.clip(LARGEST), scale_by_networks(theta, features))
 
     return Learned(init, make)
 
@@ -141,7 +145,7 @@ def move(
     count, constant = len(seen), times @ first["w"][len(seen) :] + first["b"]
     if len(constant) >= WIDE:
         x = side_by_side(seen, g.shape)
-        scale = jax.lax.rsqrt(jnp.sum(x * x, axis=1) / max(g.size, 1) + 1e-5)
+        scale = jax.lax.rsqrt(jnp.sum(x * x, axis=tuple(range(1, x.ndim))) / max(g.size, 1) + 1e-5)
         form = by_products
     else:
         scale = inverse_sizes(seen)
@@ -154,15 +158,15 @@ def move(
     return -STEP * direction * jnp.exp(STEP * magnitude)
 
 
-def side_by_side(seen: list[Array], shape: tuple) -> Float[Array, "f n"]:
-    """Inputs of a tensor's n parameters, one row for each."""
-    return jnp.stack([jnp.broadcast_to(x, shape).reshape(-1) for x in seen])
+def side_by_side(seen: list[Array], shape: tuple) -> Float[Array, "f *p"]:
+    """Inputs of a tensor's parameters, each in its shape."""
+    return jnp.stack([jnp.broadcast_to(x, shape) for x in seen])
 
 
-def by_products(layers: list[Theta], x: Float[Array, "f n"]) -> list[Array]:
+def by_products(layers: list[Theta], x: Float[Array, "f *p"]) -> list[Array]:
     """The network as products with matrices, for all parameters at once."""
     for i, layer in enumerate(layers):
-        x = layer["w"].T @ (jax.nn.relu(x) if i else x) + layer["b"][:, None]
+        x = jnp.tensordot(layer["w"].T, jax.nn.relu(x) if i else x, 1) + layer["b"].reshape(-1, *(1,) * (x.ndim - 1))
     return list(x)
 
 

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from mnemosyne.evaluate import nadamw_search, train
-from mnemosyne.optimizer.nadamw import Setting, draw, nadamw, rate_at
+from mnemosyne.optimizer.nesterov import Setting, draw, nadamw, rate_at
 from tests.helpers import quadratic
 
 PLAIN = Setting(0.1, 0.9, 0.99, 1e-8, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0)

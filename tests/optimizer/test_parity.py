@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from mnemosyne.memory.recurrent import LSTMState, lstm
-from mnemosyne.optimizer.nn_adam import nn_adam
+from mnemosyne.optimizer.controlled_adam import nn_adam
+from mnemosyne.optimizer.hierarchical import rnn_fc
 from mnemosyne.optimizer.perparameter import fc, small_fc
-from mnemosyne.optimizer.rnn_fc import rnn_fc
 from tests.optimizer import oracle
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tradeoffs.npz"

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from mnemosyne.memory.contract import Memory
 from mnemosyne.memory.layers import linear
 from mnemosyne.optimizer.accumulators import TIMES
-from mnemosyne.optimizer.nn_adam import clipped_log
+from mnemosyne.optimizer.controlled_adam import clipped_log
 from mnemosyne.optimizer.packing import Tensors, beside, in_batches
 from mnemosyne.optimizer.perparameter import check_params, truncated_init
 from mnemosyne.optimizer.sizes import root
@@ -73,7 +73,8 @@ def rnn_fc(memory: Memory, *, width: int = 64, hidden: int = 32) -> Learned:
         A `Learned` of 40 bytes a parameter. Its optimizer's `update(updates, state, params, *, value,
         validation=None)` needs the parameters and the training loss; a validation loss may be given now and then.
 
-    Numerics: float32. Gradients are clipped at ten times their running size. Empty tensors are carried along.
+    Numerics: float32. Gradients are clipped at ten times their running size; a loss that is not finite is passed over.
+    Empty tensors are carried along.
 
     Reference: Metz et al. 2020, https://arxiv.org/abs/2009.11243.
     """
@@ -196,8 +197,9 @@ def sines(count: Int[Array, ""]) -> Float[Array, "k"]:
 
 
 def follow(running: Running, loss: Scalar, decay: float) -> Running:
-    """Add a loss to its running mean and variance."""
+    """Add a loss to its running mean and variance; one that is not finite is passed over."""
     loss = jnp.asarray(loss, jnp.float32)
+    loss = jnp.where(jnp.isfinite(loss), jnp.clip(loss, -1e15, 1e15), corrected(running, decay)[0])
     mean = decay * running.mean + (1.0 - decay) * loss
     return Running(mean, decay * running.var + (1.0 - decay) * (mean - loss) ** 2, running.count + 1)
 
@@ -211,6 +213,7 @@ def corrected(running: Running, decay: float) -> tuple[Scalar, Scalar]:
 def standing(running: Running, loss: Scalar, decay: float = 0.9) -> Scalar:
     """How many deviations a loss lies above its running mean, within ±5."""
     mean, var = corrected(running, decay)
+    loss = jnp.where(jnp.isfinite(loss), loss, mean)
     return jnp.clip((loss - mean) * jax.lax.rsqrt(var + 1e-8), -5.0, 5.0)
 
 

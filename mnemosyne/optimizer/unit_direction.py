@@ -17,7 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from mnemosyne.optimizer.accumulators import Accumulators, Features, accumulate, apart, empty, seen_of, together
-from mnemosyne.optimizer.packing import by_shape
+from mnemosyne.optimizer.packing import by_shape, gathered, sharded_as
 from mnemosyne.optimizer.perparameter import by_elements, check_params, decays_of, truncated_init
 from mnemosyne.optimizer.transform import for_any_network, in_float32
 from mnemosyne.types import Learned, Params, Theta
@@ -103,7 +103,7 @@ def move(
     seen = [x / rms_of_matrices(x) for x in (*seen_of(p, g, kept), jnp.clip(g, -0.1, 0.1), g * root)]
     direction = jnp.broadcast_to(by_elements(layers, jax.lax.optimization_barrier(seen))[0], g.shape)
     if orthogonal:
-        direction = newton_schulz(direction)
+        direction = sharded_as(newton_schulz(gathered(direction)), g)
     size = jnp.sqrt(jnp.sum(direction * direction) / max(direction.size, 1) + 1e-30)
     moved = jnp.any(kept.m[0] != 0) if g.size else False
     return jnp.where(moved, -RATE * direction / size, 0.0)
