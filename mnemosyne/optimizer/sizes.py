@@ -106,7 +106,7 @@ def scale_by_own_rms(decay: float = RMS_DECAY) -> optax.GradientTransformation:
     """
     tensor, own = scale_by_tensor_rms(decay), optax.scale_by_rms(decay, eps=1e-6, bias_correction=True)
 
-    def init(params: Params) -> tuple[ScaleByTensorRmsState, optax.OptState]:
+    def init(params: Params) -> tuple:
         return tensor.init(params), own.init(in_float32(params))
 
     def update(updates, state, params=None):
