@@ -285,4 +285,5 @@ def tally(name, pool):
         each(gradients, 4, lambda how, tree=tree: tried(check_mean, tree, how))
     tried(check_eager, SMALL, CALM)
     note = "; ".join(dict.fromkeys(text.splitlines()[0][:120] for text in said))
-    return {"what": name, "tried": ended.total(), **{k: ended[k] for k in ("right", "wrong")}, "note": note}
+    what = f"random trees and gradients: {name}"
+    return {"what": what, "tried": ended.total(), "right": ended["right"], "wrong": ended["wrong"], "note": note}
