@@ -115,11 +115,13 @@ def scale_by_memories_and_networks(theta: Theta, memory: Memory) -> optax.Gradie
     def update(updates, state, params=None, *, value=None, validation=None, **extra):
         del extra
         _check(params, value)
+        value = jnp.asarray(value, jnp.float32)
         n, t = len(jax.tree.leaves(updates)), state.count.astype(jnp.float32)
         limit = CLIP * state.size / (1.0 - 0.99 ** (t + 1.0))
         g, p = jax.tree.map(lambda g: jnp.clip(g, -limit, limit), updates), in_float32(params)
         train, validated = follow(state.train, value, 0.9), state.validation
-        validated = validated if validation is None else follow(validated, validation, 0.95)
+        if validation is not None:
+            validated = follow(validated, jnp.asarray(validation, jnp.float32), 0.95)
         losses = jnp.stack([standing(train, value), standing(train, corrected(validated, 0.95)[0])])
         (_, m, v, _), (seen, squares) = in_batches(trace, [g, state.m, state.v, p], [zeros(n, _SEEN - 2), zeros(n)])
         if not n:
@@ -198,7 +200,6 @@ def sines(count: Int[Array, ""]) -> Float[Array, "k"]:
 
 def follow(running: Running, loss: Scalar, decay: float) -> Running:
     """Add a loss to its running mean and variance; one that is not finite is passed over."""
-    loss = jnp.asarray(loss, jnp.float32)
     loss = jnp.where(jnp.isfinite(loss), jnp.clip(loss, -1e15, 1e15), corrected(running, decay)[0])
     mean = decay * running.mean + (1.0 - decay) * loss
     return Running(mean, decay * running.var + (1.0 - decay) * (mean - loss) ** 2, running.count + 1)
