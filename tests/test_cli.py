@@ -321,9 +321,17 @@ def is_gone(pid):
         return True
 
 
+@pytest.fixture
+def heeded():
+    """A background job of a shell ignores SIGINT, and so does what it starts, unless there is a handler."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="looks at processes in /proc")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_is_stopped_ends_quietly_with_its_kernels(checkout, number, code):
+def test_a_run_that_is_stopped_ends_quietly_with_its_kernels(checkout, number, code, heeded):
     page = nbformat.writes(notebook(SLEEPS))
     (checkout / "notebooks/02_bad.ipynb").write_text(page, encoding="utf-8")
     with subprocess.Popen(**command("reproduce", "--only", "02", cwd=checkout)) as process:

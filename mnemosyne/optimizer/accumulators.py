@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
 from mnemosyne.optimizer.packing import cut, gathered, lay
+from mnemosyne.optimizer.velo import axes
 from mnemosyne.types import Params, Theta
 
 TIMES = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5)
@@ -75,15 +75,9 @@ def sides_of(shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes of a tensor's row and column, axes of the means left at one; of a vector its own, and an empty one."""
     if len(shape) < 2:
         return shape, (0,)
-    largest, second = factored_axes(shape)
+    largest, second = axes(shape)
     without = lambda axis: (*shape[:axis], 1, *shape[axis + 1 :])
     return without(largest), without(second)
-
-
-def factored_axes(shape: tuple[int, ...]) -> tuple[int, int]:
-    """The largest axis and the second largest; of equal ones, the last first."""
-    order = np.argsort(shape, kind="stable")
-    return int(order[-1]), int(order[-2])
 
 
 def accumulate(kept: Accumulators, g: Float[Array, "*p"], decays: Theta) -> Accumulators:
@@ -93,7 +87,7 @@ def accumulate(kept: Accumulators, g: Float[Array, "*p"], decays: Theta) -> Accu
     v = tuple(blend(old, g * g, decays["second"][k]) for k, old in enumerate(kept.v))
     square = g * g + 1e-30
     over = lambda axis: jnp.sum(square, axis, keepdims=True) / max(g.shape[axis], 1)
-    row, col = map(over, factored_axes(g.shape)) if g.ndim > 1 else (square, jnp.zeros(0, jnp.float32))
+    row, col = map(over, axes(g.shape)) if g.ndim > 1 else (square, jnp.zeros(0, jnp.float32))
     along = lambda x: decays["factored"].reshape(*(1,) * x.ndim, -1)
     sides = (blend(old, new[..., None], along(new)) for old, new in ((kept.row, row), (kept.col, col)))
     return Accumulators(m, v, *sides)
@@ -113,7 +107,7 @@ def seen_of(p: Float[Array, "*p"], g: Float[Array, "*p"], kept: Accumulators) ->
     last = lambda x: [x[..., k] for k in range(x.shape[-1])]
     if g.ndim > 1:
         row, col = kept.row, kept.col
-        second = factored_axes(g.shape)[1]
+        second = axes(g.shape)[1]
         mean = jnp.sum(row, second, keepdims=True) / max(g.shape[second], 1)
         floored = lambda x: jax.lax.rsqrt(jnp.maximum(x, 1e-9))
         whiten = of_gradient = [

@@ -23,10 +23,9 @@ from mnemosyne.optimizer.perparameter import check_params
 from mnemosyne.optimizer.transform import for_any_network, in_float32
 from mnemosyne.types import Learned, Params, State, Theta
 
-ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "rate": 1e-4}
-"""Where nn_adam's hyper-parameters start."""
+ADAM = (1e-4, 0.9, 0.999, 1e-8)
+"""Where nn_adam's hyper-parameters start: α, β₁, β₂ and ε."""
 
-_CONTROLS = ("rate", "beta1", "beta2", "epsilon")
 _FEATURES = 19
 _MOVE = 0.01  # what an output of one moves a tenth of a hyper-parameter's logarithm by
 
@@ -62,13 +61,12 @@ def nn_adam(memory: Memory, *, width: int = 32) -> Learned:
     """
 
     def init(key: Array) -> Theta:
-        remember, _ = jax.random.split(key)
-        start = [_to_control(ADAM)[name] for name in _CONTROLS]
+        rate, beta1, beta2, epsilon = ADAM
         return {
-            "memory": memory.init(remember, _FEATURES, _FEATURES, width),
+            "memory": memory.init(key, _FEATURES, _FEATURES, width),
             "start": memory.state((), _FEATURES, _FEATURES),
-            "control": {"w": jnp.zeros((width, len(_CONTROLS)), jnp.float32), "b": jnp.zeros(len(_CONTROLS))},
-            "adam": jnp.array(start, jnp.float32),
+            "control": {"w": jnp.zeros((width, len(ADAM)), jnp.float32), "b": jnp.zeros(len(ADAM))},
+            "adam": 0.1 * jnp.log(jnp.array([rate, 1.0 - beta1, 1.0 - beta2, epsilon], jnp.float32)),
         }
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
@@ -83,7 +81,7 @@ def scale_by_controlled_adam(theta: Theta, memory: Memory) -> optax.GradientTran
     def init(params: Params) -> NNAdamState:
         zeros, n = jax.tree.map(jnp.zeros_like, params), len(jax.tree.leaves(params))
         each = lambda x: jnp.broadcast_to(x, (n, *x.shape))
-        return NNAdamState(zeros, zeros, each(theta["adam"]), jax.tree.map(each, theta["start"]))
+        return NNAdamState(zeros, zeros, within(each(theta["adam"])), jax.tree.map(each, theta["start"]))
 
     def step(tensors: Tensors, elements: list[Array], numbers: list[Array]) -> tuple[list[Array], list[Array]]:
         (g, p, m, v), (control, _) = elements, numbers
@@ -107,17 +105,10 @@ def scale_by_controlled_adam(theta: Theta, memory: Memory) -> optax.GradientTran
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def _to_control(adam: dict[str, float]) -> dict[str, float]:
-    logs = {name: math.log(1.0 - x if name.startswith("beta") else x) for name, x in adam.items()}
-    return {name: 0.1 * x for name, x in logs.items()}
-
-
 def from_control(control: Float[Array, "n 4"]) -> tuple[Array, Array, Array, Array]:
     """(α, β₁, β₂, ε) of each tensor."""
-    rate, beta1, beta2, epsilon = jnp.moveaxis(10.0 * control, -1, 0)
-    decay = lambda x: 1.0 - jnp.exp(jnp.clip(x, -10.0, 0.0))
-    limited = lambda x, low, high: jnp.clip(jnp.exp(x), low, high)
-    return limited(rate, 1e-8, 1e3), decay(beta1), decay(beta2), limited(epsilon, 1e-11, 1e4)
+    rate, beta1, beta2, epsilon = jnp.moveaxis(jnp.exp(10.0 * control), -1, 0)
+    return rate, 1.0 - beta1, 1.0 - beta2, epsilon
 
 
 def within(control: Float[Array, "n 4"]) -> Float[Array, "n 4"]:

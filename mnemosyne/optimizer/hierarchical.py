@@ -20,7 +20,7 @@ from mnemosyne.memory.layers import linear
 from mnemosyne.optimizer.accumulators import TIMES
 from mnemosyne.optimizer.controlled_adam import clipped_log
 from mnemosyne.optimizer.packing import Tensors, beside, in_batches
-from mnemosyne.optimizer.perparameter import check_params, truncated_init
+from mnemosyne.optimizer.perparameter import check_params, step_of, truncated_init
 from mnemosyne.optimizer.sizes import root
 from mnemosyne.optimizer.transform import for_any_network, in_float32
 from mnemosyne.types import Learned, Params, Scalar, State, Theta
@@ -28,7 +28,6 @@ from mnemosyne.types import Learned, Params, Scalar, State, Theta
 DECAYS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 """Of rnn_fc's momenta and second moments, per step."""
 
-_STEP = 1e-3
 _TO_NETWORK, _TO_MEMORY, _SHARED, _SEEN = 17, 16, 18, 18
 _INPUTS = 3 + 4 * len(DECAYS)  # of each parameter
 _PER_TENSOR = len(TIMES) + 3 + _TO_NETWORK
@@ -83,7 +82,7 @@ def rnn_fc(memory: Memory, *, width: int = 64, hidden: int = 32) -> Learned:
     def init(key: Array) -> Theta:
         remember, network, shared, heard, *layers = jax.random.split(key, 4 + len(sizes) - 1)
         inputs = _SHARED + _TO_MEMORY + _SEEN
-        uniform = lambda k, n: jax.random.normal(k, (n,), jnp.float32) / n**0.5
+        normal = lambda k, n: jax.random.normal(k, (n,), jnp.float32) / n**0.5
         pairs = zip(layers, sizes[:-1], sizes[1:], strict=True)
         return {
             "memory": memory.init(remember, inputs, inputs, width),
@@ -91,8 +90,8 @@ def rnn_fc(memory: Memory, *, width: int = 64, hidden: int = 32) -> Learned:
             "to_network": truncated_init(network, width, _TO_NETWORK),
             "to_memories": truncated_init(jax.random.fold_in(network, 1), width, _SHARED),
             "layers": [truncated_init(k, a, b) for k, a, b in pairs],
-            "shared": uniform(shared, _SHARED),
-            "heard": uniform(heard, _TO_MEMORY),
+            "shared": normal(shared, _SHARED),
+            "heard": normal(heard, _TO_MEMORY),
         }
 
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
@@ -189,8 +188,7 @@ def move(
     shared = of_tensor @ first["w"][_INPUTS + k :] + alike[None]
     x = jax.nn.relu(x @ first["w"][:_INPUTS] + tensors.spread(shared))
     out = linear(last, jax.nn.relu(linear(second, x)))
-    step = -_STEP * out[..., 0] * jnp.exp(_STEP * out[..., 1])
-    return [step], [told, tensors.mean(out[..., 2:])]
+    return [step_of(out[..., 0], out[..., 1])], [told, tensors.mean(out[..., 2:])]
 
 
 def sines(count: Int[Array, ""]) -> Float[Array, "k"]:
@@ -219,6 +217,7 @@ def standing(running: Running, loss: Scalar, decay: float = 0.9) -> Scalar:
 
 
 def zeros(*shape: int) -> Array:
+    """In float32."""
     return jnp.zeros(shape, jnp.float32)
 
 

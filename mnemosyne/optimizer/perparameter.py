@@ -138,7 +138,7 @@ def time_features(count: Int[Array, ""]) -> Float[Array, "k"]:
 def move(
     layers: list[Theta], times: Float[Array, "k"], p: Float[Array, "*p"], g: Float[Array, "*p"], kept: Accumulators
 ) -> Float[Array, "*p"]:
-    """The update of one tensor, Δp = −10⁻³ d e^{a/1000}."""
+    """The update of one tensor."""
     first, *others = layers
     seen = seen_of(p, g, kept)
     count, constant = len(seen), times @ first["w"][len(seen) :] + first["b"]
@@ -154,6 +154,11 @@ def move(
     # Inputs are divided by their sizes where they are fewest: in the weights that they meet.
     scaled = {"w": scale[:, None] * first["w"][:count], "b": constant}
     direction, magnitude = (jnp.reshape(x, g.shape) for x in form([scaled, *others], x))
+    return step_of(direction, magnitude)
+
+
+def step_of(direction: Array, magnitude: Array) -> Array:
+    """Δp = −λ₁ d e^{λ₂ a} with λ₁ = λ₂ = `STEP`."""
     return -STEP * direction * jnp.exp(STEP * magnitude)
 
 

@@ -17,6 +17,7 @@ import optax
 from jaxtyping import Array, Float
 
 from mnemosyne.optimizer.accumulators import Accumulators, Features, accumulate, apart, empty, seen_of, together
+from mnemosyne.optimizer.composite import by_rank
 from mnemosyne.optimizer.packing import by_shape, gathered, sharded_as
 from mnemosyne.optimizer.perparameter import by_elements, check_params, decays_of, truncated_init
 from mnemosyne.optimizer.transform import for_any_network, in_float32
@@ -66,9 +67,7 @@ def celo2(*, width: int = 8, layers: int = 2, orthogonal: bool = True) -> Learne
     def make(theta: Theta) -> optax.GradientTransformationExtraArgs:
         matrices = scale_by_direction(theta, orthogonal)
         adam = optax.chain(optax.scale_by_adam(0.9, 0.95, eps_root=1e-30), optax.scale(-VECTORS * RATE))
-        of_rank = lambda params: jax.tree.map(lambda p: "matrix" if jnp.ndim(p) > 1 else "vector", params)
-        clipped = optax.stateless(lambda g, p: jax.tree.map(lambda g: jnp.clip(g, -1e3, 1e3), g))
-        return for_any_network(clipped, optax.partition({"matrix": matrices, "vector": adam}, of_rank))
+        return for_any_network(optax.clip(1e3), optax.partition({"matrix": matrices, "vector": adam}, by_rank))
 
     return Learned(init, make)
 

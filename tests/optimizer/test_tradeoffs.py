@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AxisType
 
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.recurrent import lstm
@@ -14,7 +14,7 @@ from mnemosyne.optimizer.controlled_adam import nn_adam
 from mnemosyne.optimizer.hierarchical import rnn_fc
 from mnemosyne.optimizer.perparameter import by_elements, by_products, fc, per_parameter, side_by_side, small_fc
 from mnemosyne.optimizer.unit_direction import RATE, celo2, newton_schulz
-from tests.optimizer.test_training_code import PARAMS, SPECS, mesh_of, same, train
+from tests.optimizer.test_training_code import check_sharded, same
 
 LEARNED = {
     "small_fc": small_fc(),
@@ -82,14 +82,8 @@ def test_gradients_that_are_none_leave_the_state_finite(name, bad):
 
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
 @pytest.mark.parametrize("name", LEARNED)
-def test_sharded_parameters_get_the_numbers_of_whole_ones(name, kind):
-    tx, mesh = made(name), mesh_of(kind)
-    whole, _ = train(tx, PARAMS)
-    with jax.set_mesh(mesh):
-        spread = jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), PARAMS, SPECS)
-        how = {"out_sharding": PartitionSpec()} if kind == AxisType.Explicit else {}
-        parts, _ = train(tx, spread, **how)
-    same((whole, parts), rtol=1e-4, atol=1e-6)
+def test_sharded_parameters_get_the_numbers_of_whole_ones_and_stay_sharded(name, kind):
+    check_sharded(made(name), kind)
 
 
 @pytest.mark.parametrize("name", LEARNED)

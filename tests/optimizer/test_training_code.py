@@ -53,11 +53,9 @@ def same(trees, **tolerance):
         assert np.allclose(a, b, **tolerance)
 
 
-@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
-@pytest.mark.parametrize("name", NAMES)
-def test_sharded_parameters_get_the_numbers_of_whole_ones_and_stay_sharded(name, kind):
-    tx, mesh = mnemosyne.pretrained(name), mesh_of(kind)
-    whole, _ = train(tx, PARAMS)
+def check_sharded(tx, kind):
+    """Sharded parameters get the numbers of whole ones and stay sharded."""
+    mesh, (whole, _) = mesh_of(kind), train(tx, PARAMS)
     with jax.set_mesh(mesh):
         spread = jax.tree.map(lambda p, s: jax.device_put(p, NamedSharding(mesh, s)), PARAMS, SPECS)
         how = {"out_sharding": PartitionSpec()} if kind == AxisType.Explicit else {}
@@ -65,6 +63,12 @@ def test_sharded_parameters_get_the_numbers_of_whole_ones_and_stay_sharded(name,
     same((whole, parts), rtol=1e-4, atol=1e-6)
     for field, spec in SPECS.items():
         assert parts[field].sharding.is_equivalent_to(NamedSharding(mesh, spec), parts[field].ndim)
+
+
+@pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_sharded_parameters_get_the_numbers_of_whole_ones_and_stay_sharded(name, kind):
+    check_sharded(mnemosyne.pretrained(name), kind)
 
 
 def test_on_an_explicit_mesh_memories_are_sharded_like_their_parameters():

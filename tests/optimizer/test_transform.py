@@ -92,9 +92,15 @@ def same(a, b, **tolerance):
         assert np.allclose(np.asarray(x, np.float32), np.asarray(y, np.float32), **tolerance)
 
 
+def left(tx):
+    """The share of the distance that is left: the median of nine starts 1e-6 apart, since some rules are chaotic."""
+    nearby = lambda p: p[None] + 1e-6 * jnp.arange(9.0).reshape(-1, *(1,) * p.ndim)
+    ends, _ = jax.vmap(lambda params: train(tx, params))(jax.tree.map(nearby, PARAMS))
+    return np.median([distance(jax.tree.map(lambda p, i=i: p[i], ends)) for i in range(9)]) / distance(PARAMS)
+
+
 def test_descends(tx):
-    params, _ = train(tx, PARAMS)
-    assert distance(params) < 0.3 * distance(PARAMS)
+    assert left(tx) < 0.3
 
 
 def test_shapes_and_dtypes_without_allocating(tx):
@@ -140,8 +146,7 @@ CROSS = [(name, wrap) for name in KINDS for wrap in WRAPPED] + list(zip(OTHERS, 
 @pytest.mark.parametrize(("name", "wrap"), CROSS)
 def test_composes(name, wrap):
     """Each kind of state with each wrapper; the others differ in what a memory is made of, and meet one wrapper."""
-    params, _ = train(WRAPPED[wrap](zoo.pretrained(name)), PARAMS)
-    assert distance(params) < 0.6 * distance(PARAMS)
+    assert left(WRAPPED[wrap](zoo.pretrained(name))) < 0.6
 
 
 def test_two_half_batches_are_one_whole_batch():
