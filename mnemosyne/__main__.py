@@ -1,4 +1,4 @@
-"""The command line: reproduce, publish, meta-train, search, data, weights. `python -m mnemosyne --help`.
+"""The command line: reproduce, publish, meta-train, search, evolve, data, weights. `python -m mnemosyne --help`.
 
 `weights` works with what the optimizer needs. The others import the libraries of an extra when called, and say which.
 """
@@ -20,6 +20,7 @@ OF_THE_BOOK = {
     "publish": "copy what runs have computed to what the repository keeps",
     "meta-train": "meta-train an optimizer and write its weights and card",
     "search": "search for the pace of `paced`",
+    "evolve": "meta-train an optimizer by evolution and write its weights and card",
 }
 """Commands of `book.commands`, each with a line of help."""
 

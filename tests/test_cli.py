@@ -117,6 +117,24 @@ def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypa
     assert zoo.digest("normalised") in card
 
 
+def test_evolve_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
+    few = lambda *data: [suite.regression(3, (4,), "relu")]
+    monkeypatch.setattr(sets, "evolved_train", few)
+    monkeypatch.setattr(sets, "varied_validation", few)
+    args = ["evolve", "small_fc", "--images", "digits", "--text", "synthetic", "--out", str(tmp_path)]
+    args += ["--iterations", "20", "--horizons", "20", "40", "--window", "10", "--pairs", "2"]
+    args += ["--selection.marks", "20", "--selection.seeds", "0"]
+    code, said = call(capsys, *args)
+    assert code == 0
+    assert "iteration 20" in said.out
+    theta, learned = zoo.load_weights(tmp_path / "small_fc.safetensors")
+    assert learned is OPTIMIZERS["small_fc"].learned
+    born = learned.init(jax.random.fold_in(jax.random.key(0), 1))
+    assert not np.allclose(theta["layers"][0]["w"], born["layers"][0]["w"])
+    command = (tmp_path / "small_fc.md").read_text(encoding="utf-8").split("`")[1].split()
+    assert sorted(command[3:]) == sorted(args[: args.index("--out")] + args[args.index("--out") + 2 :])
+
+
 def test_meta_train_mistakes(capsys):
     code, said = call(capsys, "meta-train", "heavy")
     assert code == 2
@@ -124,6 +142,9 @@ def test_meta_train_mistakes(capsys):
     code, said = call(capsys, "meta-train", "light", "--dataset", "digits", "--window", "7")
     assert code == 2
     assert "window 7 does not divide horizon 100" in " ".join((said.out + said.err).replace("│", " ").split())
+    code, said = call(capsys, "evolve", "small_fc", "--horizons", "100", "--window", "30")
+    assert code == 2
+    assert "window 30 does not divide horizon 100" in " ".join((said.out + said.err).replace("│", " ").split())
 
 
 def never(*args, **kwargs):

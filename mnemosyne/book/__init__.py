@@ -16,8 +16,10 @@ from mnemosyne.book.studies import (
     capacity,
     comparison,
     fine_tuning,
+    overhead,
     random_features,
     retrieval,
+    tradeoffs,
     trained_memory,
     variations,
 )
@@ -34,6 +36,7 @@ from mnemosyne.evaluate import (
     diverged,
     interval,
     meta_trained,
+    nadamw_search,
     untuned,
 )
 
@@ -60,8 +63,10 @@ __all__ = [
     "interval",
     "log_ratio",
     "meta_trained",
+    "nadamw_search",
     "negated",
     "open_run",
+    "overhead",
     "per_call",
     "plotting",
     "random_features",
@@ -69,6 +74,7 @@ __all__ = [
     "retrieval",
     "share",
     "some",
+    "tradeoffs",
     "trained_memory",
     "untuned",
     "variations",

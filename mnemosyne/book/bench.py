@@ -138,6 +138,26 @@ def bench_training(
     return pd.DataFrame.from_dict(rows, orient="index").assign(**{"examples/s": examples / spent.median()})
 
 
+def seconds_per_step(
+    entries: dict[str, tuple[Task, optax.GradientTransformation]], rounds: int = ROUNDS, calls: int = 1
+) -> pd.DataFrame:
+    """Seconds of whole training steps: a row for each round, in which the entries take turns, a column for each entry.
+
+    Args:
+        entries: what is trained, and by what, by label.
+        rounds: rows.
+        calls: steps that a number is the mean of.
+    """
+    steps = {}
+    for label, (task, tx) in entries.items():
+        params = task.init(jax.random.key(0))
+        step, _ = _training_step(task, tx, params)
+        # Buffers of their own, since a step overwrites them; some states start as the parameters themselves.
+        steps[label] = _timer(step, jax.tree.map(jnp.copy, (params, tx.init(params))))
+    mean = lambda step: float(np.mean([step() for _ in range(calls)]))
+    return pd.DataFrame([{label: mean(step) for label, step in steps.items()} for _ in range(rounds)])
+
+
 def _training_step(task: Task, tx: optax.GradientTransformation, params: Params) -> tuple[Callable, int]:
     """Compile a step of (parameters, state), which it overwrites, on one batch; and count the bytes it needs."""
     batch = task.batch(task.data, jax.random.key(1))

@@ -1,4 +1,4 @@
-"""The commands that need the libraries of the book: reproduce, publish, meta-train, search."""
+"""The commands that need the libraries of the book: reproduce, publish, meta-train, search, evolve."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,13 +8,23 @@ import tyro
 from mnemosyne.book import folders
 from mnemosyne.book.publish import publish as publish_runs
 from mnemosyne.book.reproduce import reproduce as reproduce_notebooks
-from mnemosyne.metatrain.recipes import SEARCHED, Selection, by_search, by_truncation, make_weights
+from mnemosyne.metatrain.pes import PESConfig
+from mnemosyne.metatrain.recipes import (
+    EVOLUTION,
+    VARIED,
+    Selection,
+    by_evolution,
+    by_search,
+    by_truncation,
+    make_weights,
+)
 from mnemosyne.metatrain.search import SearchConfig
 from mnemosyne.metatrain.truncated import MetaConfig
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.registry import OPTIMIZERS
 
-TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name != "paced")
+EVOLVED = ("small_fc", "nn_adam", "celo2")
+TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name not in ("paced", *EVOLVED))
 
 
 def reproduce(
@@ -81,7 +91,7 @@ def meta_train(
 
 def search(
     config: tyro.conf.OmitArgPrefixes[SearchConfig] = SearchConfig(),  # noqa: B008
-    selection: Selection = SEARCHED,
+    selection: Selection = VARIED,
     *,
     out: Path = Path("data/meta-training/paced"),
     images: str = "mnist",
@@ -101,6 +111,31 @@ def search(
     return 0
 
 
+def evolve(
+    name: tyro.conf.Positional[Literal[EVOLVED]],
+    config: tyro.conf.OmitArgPrefixes[PESConfig] = EVOLUTION,
+    selection: Selection = VARIED,
+    *,
+    out: Path | None = None,
+    images: tuple[str, ...] = ("mnist", "cifar10_15k"),
+    text: str = "wikitext2",
+) -> int:
+    """Meta-train an optimizer by persistent evolution strategies; the same command goes on after a kill.
+
+    Args:
+        name: which optimizer.
+        config: what evolution does.
+        selection: how a snapshot is chosen afterwards.
+        out: folder of the run; data/meta-training/<name> by default.
+        images: data sets to learn on; `digits` are always there.
+        text: a data set for those validation tasks that read; `synthetic` is always there.
+    """
+    folder = out or Path("data") / "meta-training" / name
+    folders.writable(folder)
+    report(make_weights(name, by_evolution(name, config, images, text), folder, selection, line))
+    return 0
+
+
 def line(row: dict) -> None:
     """Print a row of a meta-training log."""
     print("  ".join(f"{k} {v:.6g}" for k, v in row.items()), flush=True)
@@ -112,7 +147,7 @@ def report(path: Path) -> None:
     print(f"to ship it, copy the three to {zoo.folder()} and put its SHA-256 into {zoo.SUMS} there")
 
 
-COMMANDS = {"reproduce": reproduce, "publish": publish, "meta-train": meta_train, "search": search}
+COMMANDS = {"reproduce": reproduce, "publish": publish, "meta-train": meta_train, "search": search, "evolve": evolve}
 
 
 def run(name: str, args: list[str]) -> int:

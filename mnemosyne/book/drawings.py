@@ -73,6 +73,24 @@ def memory(
     return fig
 
 
+def small_network(sizes: dict[str, int], g: float, out: tuple[float, float], update: float) -> plt.Figure:
+    """Draw small_fc at one step of one parameter, with real numbers in its boxes.
+
+    Args:
+        sizes: how many "kept", "inputs" and "units" there are.
+        g: the parameter's gradient.
+        out: what the network answers, direction and magnitude.
+        update: Δx.
+    """
+    fig, ax = canvas(5.5, 0.75)
+    parts = [(0.75, f"gradient\n$g$ = {g:+.4f}", GIVEN), (0.7, f"{sizes['kept']} running\nmeans", KEPT)]
+    parts += [(0.55, f"{sizes['inputs']}\ninputs", MADE)]
+    parts += [(0.5, f"{sizes['units']} units\nReLU", MADE)] * 2
+    parts += [(0.65, f"$d$ = {out[0]:+.2f}\n$a$ = {out[1]:+.2f}", MADE), (0.65, f"$\\Delta x$ =\n{update:+.1e}", GIVEN)]
+    chain(ax, 0.05, 0.12, 0.5, 0.17, parts)
+    return fig
+
+
 def _length(symbol: str, x: Array) -> str:
     return f"$\\|{symbol}\\|$ = {np.linalg.norm(x):.1f}"
 

@@ -19,7 +19,14 @@ COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "Mnemosyne, even part out": "#5a7d2a",
     "Lion": "#b5651d",
     "Adam": "#d9822b",
+    "AdamW": "#e8a15c",
     "Adafactor": "#5e8c31",
+    "NAdamW": "#c0392b",
+    "Prodigy": "#16697a",
+    "schedule-free AdamW": "#8d99ae",
+    "fc": "#f2b280",
+    "rnn_fc": "#8c3b0c",
+    "nn_adam, CAM": "#2f6f4f",
     "RMSProp": "#3a8f5c",
     "SGD": "#8b5aa8",
     "FAVOR+": "#d9822b",
@@ -53,7 +60,7 @@ def log_losses(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(label)
 
 
-LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO")
+LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "fc", "rnn_fc", "nn_adam", "Celo2")
 """How names of optimizers begin that have no learning rate."""
 
 
@@ -139,6 +146,13 @@ def log_steps(ax: Axes) -> None:
     ax.set_xticks([t for t in round_numbers if low <= t <= high])
     ax.xaxis.set_major_formatter("{x:.0f}")
     ax.xaxis.set_minor_formatter("")
+
+
+def log_across(ax: Axes) -> None:
+    """Make the x-axis logarithmic, in plain numbers: powers of ten, and two and five times these."""
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(lambda x, _: number(x))
+    ax.xaxis.set_minor_formatter(lambda x, _: number(x) if f"{x:.1e}"[:3] in ("2.0", "5.0") else "")
 
 
 def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:

@@ -28,6 +28,9 @@ class Scale:
     ablation_seeds: int  # meta-seeds of each variant
     ablation_tasks: int  # networks to meta-train on, and as many to measure on
     ablation_steps: int  # of a network that a meta-trained variant is measured on
+    evolution_steps: int  # meta-steps of an optimizer that evolves on one task
+    evolution_horizon: int  # steps of a network that it learns on, and is measured on
+    samples: int  # settings of a random search
     standin: tuple[int, int]  # layers and width of the Transformers that are pre-trained here
     pretrain_steps: int  # that they are pre-trained for
     pretrained_on: str  # images
@@ -59,6 +62,9 @@ QUICK = Scale(
     ablation_seeds=2,
     ablation_tasks=1,
     ablation_steps=100,
+    evolution_steps=20,
+    evolution_horizon=100,
+    samples=4,
     standin=(3, 32),
     pretrain_steps=100,
     pretrained_on="digits_low",
@@ -89,6 +95,9 @@ LAPTOP = Scale(
     ablation_seeds=3,
     ablation_tasks=2,
     ablation_steps=300,
+    evolution_steps=10_000,
+    evolution_horizon=1_000,
+    samples=64,
     standin=(4, 64),
     pretrain_steps=3_000,
     pretrained_on="fashion_mnist",
@@ -113,6 +122,9 @@ PAPER = replace(
     ablation_iterations=2_000,
     ablation_seeds=5,
     ablation_steps=1_000,
+    evolution_steps=100_000,
+    evolution_horizon=2_000,
+    samples=1_000,
     standin=(12, 256),
     pretrain_steps=30_000,
     fine_tuned_on=("mnist", "cifar10", "cifar100"),

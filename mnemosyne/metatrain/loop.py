@@ -120,30 +120,29 @@ class Carry(NamedTuple):
 
 def begin(
     config: Any,
+    meta: optax.GradientTransformation,
     init: Callable[[Array], Theta],
     fresh: Callable[[Task, Theta, Array], Any],
     tasks: tuple[Task, ...],
-    runs: int,
-    horizon: Callable[[Any], int | Array],
+    ages: Callable[[int, Any], Array],
 ) -> Carry:
     """Make θ and all inner runs at iteration 0, their ages staggered, so that every outer step sees all phases.
 
     Args:
-        config: with `seed` and `window`, and what `meta_adam` reads.
+        config: with a `seed`.
+        meta: the meta-optimizer.
         init: key → θ.
         fresh: (task, θ, key) → inner runs of age 0.
         tasks: what they train.
-        runs: of each task.
-        horizon: inner runs of a task → the steps after which they are over, one number or [runs].
+        ages: (number of a task, its inner runs) → the steps that each counts as having behind it, [runs].
     """
     key = jax.random.key(config.seed)
     theta = init(jax.random.fold_in(key, 1))
     slots = []
     for i, task in enumerate(tasks):
         new = fresh(task, theta, jax.random.fold_in(key, 2 + i))
-        turn = (i + np.arange(runs)) * config.window
-        slots.append(new._replace(age=jnp.asarray(turn % horizon(new), jnp.int32)))
-    return Carry(theta, meta_adam(config).init(theta), tuple(slots), jnp.zeros((), jnp.int32))
+        slots.append(new._replace(age=jnp.asarray(ages(i, new), jnp.int32)))
+    return Carry(theta, meta.init(theta), tuple(slots), jnp.zeros((), jnp.int32))
 
 
 def renew(old: Any, fresh: Any, over: Bool[Array, "r"]) -> Any:
@@ -152,8 +151,8 @@ def renew(old: Any, fresh: Any, over: Bool[Array, "r"]) -> Any:
     return jax.tree.map(choose, fresh, old)
 
 
-def descend(config: Any, carry: Carry, gradient: Theta) -> tuple[Theta, State, Array, Array]:
-    """Move θ by one step of `meta_adam`.
+def descend(meta: optax.GradientTransformation, carry: Carry, gradient: Theta) -> tuple[Theta, State, Array, Array]:
+    """Move θ by one step of the meta-optimizer.
 
     Returns:
         (θ, state of the meta-optimizer, norm of the gradient, whether it was finite). One that is not teaches nothing,
@@ -162,14 +161,14 @@ def descend(config: Any, carry: Carry, gradient: Theta) -> tuple[Theta, State, A
     norm = optax.global_norm(gradient)
     usable = jnp.isfinite(norm)
     gradient = jax.tree.map(lambda g: jnp.where(usable, g, 0.0), gradient)
-    update, meta = meta_adam(config).update(gradient, carry.meta, carry.theta)
-    return optax.apply_updates(carry.theta, update), meta, norm, usable
+    update, state = meta.update(gradient, carry.meta, carry.theta)
+    return optax.apply_updates(carry.theta, update), state, norm, usable
 
 
-def meta_adam(config: Any) -> optax.GradientTransformation:
+def meta_adam(config: Any, clip: optax.GradientTransformation) -> optax.GradientTransformation:
     """Adam on θ with a clipped gradient: `config`'s learning_rate, cosine-decayed to a tenth over its iterations."""
     rate = optax.cosine_decay_schedule(config.learning_rate, config.iterations, alpha=0.1)
-    return optax.chain(optax.clip_by_global_norm(config.clip), optax.adam(rate))
+    return optax.chain(clip, optax.adam(rate))
 
 
 def _iterate(trainer: Any, carry: Any, data: tuple) -> tuple[Any, dict]:

@@ -1,6 +1,7 @@
 """From a name to shipped weights: meta-train, choose a snapshot on validation tasks, write the card."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from mnemosyne import store
 from mnemosyne.evaluate import Contender, train
 from mnemosyne.metatrain.checks import check_chunks, check_positive, check_seed, check_several
 from mnemosyne.metatrain.loop import identity, run
+from mnemosyne.metatrain.pes import PES, PESConfig
 from mnemosyne.metatrain.run_folder import SNAPSHOTS, iteration_of, opened
 from mnemosyne.metatrain.search import Search, SearchConfig
 from mnemosyne.metatrain.students import by_coordinate, whole
@@ -32,7 +34,7 @@ from mnemosyne.types import Task, Theta
 class Recipe(NamedTuple):
     """How the weights of one name are made."""
 
-    trainer: Any  # a `Truncated` or a `Search`
+    trainer: Any  # a `Truncated`, a `PES` or a `Search`
     complete: Callable[[Theta], Theta]  # what is trained → all weights of the architecture
     validation: list[Task]  # what snapshots are compared on
     about: tuple[str, ...]  # lines of the card: data, tasks, differences from the paper
@@ -56,8 +58,11 @@ class Selection:
             check_seed(seed, "each of seeds")
 
 
-SEARCHED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
-"""How a snapshot of a search is chosen."""
+VARIED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
+"""How a snapshot of a search or of an evolution is chosen."""
+
+EVOLUTION = PESConfig(iterations=800, scaling=math.log(1e3))
+"""How the shipped weights that are evolved came: parameters are stored at scales from 10⁻³ to 10³."""
 
 TASKS = dict.fromkeys(("tensor", "tensor_averaged"), sets.TENSOR_TRAIN)
 """Who learns on other networks than `sets.META_TRAIN`."""
@@ -120,6 +125,40 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
             f"- **Differences from the paper**: {OPTIMIZERS[name].differs}.",
         ),
         options=_options(images=(images, "mnist"), text=(text, "wikitext2")),
+    )
+
+
+def by_evolution(
+    name: str, config: PESConfig, images: tuple[str, ...] = ("mnist", "cifar10_15k"), text: str = "wikitext2"
+) -> Recipe:
+    """Persistent evolution on small MLPs whose parameters are stored at many scales (Metz et al. 2022, Celo2).
+
+    Args:
+        name: a key of `registry.OPTIMIZERS`.
+        config: what evolution does.
+        images: data sets to learn on; those of validation are of the first.
+        text: of validation tasks.
+
+    Raises:
+        ValueError: if the iterations are not whole chunks.
+        DataError: if a data set is unknown, absent or damaged.
+    """
+    check_chunks(PES, config)
+    tasks = sets.evolved_train([data.load(of) for of in images])
+    validation = sets.varied_validation(data.load(images[0]), load_text(text))
+    return Recipe(
+        trainer=PES(OPTIMIZERS[name].learned, tuple(tasks), config),
+        complete=lambda theta: theta,
+        validation=validation,
+        about=(
+            f"- **Data**: training splits of {' and '.join(images)}, in grey; text of validation tasks: {text}.",
+            f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
+            f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
+            "network of Fig. 3 or Fig. 10 took part.",
+            f"- **Differences from the paper**: {OPTIMIZERS[name].differs}; meta-trained on small networks "
+            "for minutes, not on the paper's for days.",
+        ),
+        options=_options(images=(" ".join(images), "mnist cifar10_15k"), text=(text, "wikitext2")),
     )
 
 
@@ -216,13 +255,20 @@ def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict],
     return "\n".join(lines)
 
 
+STANDARDS = {
+    MetaConfig: ("meta-train {}", MetaConfig(), Selection()),
+    SearchConfig: ("search", SearchConfig(), VARIED),
+    PESConfig: ("evolve {}", EVOLUTION, VARIED),
+}
+"""By the kind of configuration: the command, and what it takes where nothing is said."""
+
+
 def command(name: str, recipe: Recipe, selection: Selection) -> str:
     """The shell command that makes these weights: flags for what is not a default."""
     config = recipe.trainer.config
-    searched = isinstance(config, SearchConfig)
-    words = [f"python -m mnemosyne {'search' if searched else f'meta-train {name}'}", *recipe.options]
-    words += flags(config, type(config)())
-    return " ".join(words + flags(selection, SEARCHED if searched else Selection(), "selection."))
+    words, standard, usual = STANDARDS[type(config)]
+    given = [*flags(config, standard), *flags(selection, usual, "selection.")]
+    return " ".join([f"python -m mnemosyne {words.format(name)}", *recipe.options, *given])
 
 
 def flags(chosen: Any, standard: Any, prefix: str = "") -> list[str]:

@@ -19,12 +19,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array
 
 from mnemosyne.metatrain.checks import check_above_zero, check_not_negative, check_positive, check_seed
-from mnemosyne.metatrain.loop import Carry, begin, descend, renew
+from mnemosyne.metatrain.loop import Carry, begin, descend, meta_adam, renew
 from mnemosyne.types import State, Task, Theta
 
 
@@ -106,14 +107,14 @@ class Truncated(NamedTuple):
 
     def start(self) -> Carry:
         """θ, optimizees and their ages at iteration 0; ages are staggered so that every window has all phases."""
-        return begin(
-            self.config,
-            self.student.init,
-            lambda task, theta, key: self.fresh(task, key),
-            self.tasks,
-            self.config.replicas,
-            lambda slots: self.config.horizon,
-        )
+        c = self.config
+        fresh = lambda task, theta, key: self.fresh(task, key)
+        ages = lambda i, slots: (i + np.arange(c.replicas)) * c.window % c.horizon
+        return begin(c, self.meta, self.student.init, fresh, self.tasks, ages)
+
+    @property
+    def meta(self) -> optax.GradientTransformation:
+        return meta_adam(self.config, optax.clip_by_global_norm(self.config.clip))
 
     def fresh(self, task: Task, key: Array) -> Slots:
         """R new replicas of a task, with new random scales."""
@@ -196,7 +197,7 @@ class Truncated(NamedTuple):
         gradient, imitation = jax.grad(self.meta_loss, has_aux=True)(
             carry.theta, states, rollouts, jax.random.fold_in(key, len(slots)), weight
         )
-        theta, meta, norm, usable = descend(c, carry, gradient)
+        theta, meta, norm, usable = descend(self.meta, carry, gradient)
         measured = {
             "loss": jnp.mean(jnp.stack([jnp.mean(r.losses) for r in rollouts])),
             "imitation": imitation,

@@ -5,7 +5,7 @@ tx = from_rule(theta, paper_rule(COORDINATE), optax.identity())   # weights of y
 """
 
 from mnemosyne.optimizer import zoo
-from mnemosyne.optimizer.accumulators import Features
+from mnemosyne.optimizer.accumulators import Features, feature_names
 from mnemosyne.optimizer.composite import hybrid, state_bytes, super_mnemosyne
 from mnemosyne.optimizer.controlled_adam import nn_adam
 from mnemosyne.optimizer.hierarchical import rnn_fc
@@ -33,6 +33,7 @@ __all__ = [
     "at_pace",
     "celo2",
     "fc",
+    "feature_names",
     "feedforward",
     "from_rule",
     "hybrid",

@@ -37,6 +37,18 @@ class Features(NamedTuple):
         return 2 + m + v + m * (v > 0) + v + 5 * f + f * (m == f)
 
 
+def feature_names(features: Features) -> list[str]:
+    """What each of the inputs is, in the order of `seen_of`."""
+    m, v, f = features
+    each = lambda what, decays: [what.format(beta) for beta in decays]
+    by_root = v if len(v) != 1 else v * len(m)
+    ratios = [f"m {a} / √v {b}" for a, b in zip(m, by_root, strict=True)] if v and m else []
+    sides = [*each("row {}", f), *each("column {}", f)]
+    found = ["gradient", "parameter", *each("m {}", m), *each("v {}", v), *ratios, *each("1 / √v {}", v)]
+    found += [*each("g / √v̂ {}", f), *sides, *(f"1 / √{side}" for side in sides)]
+    return found + ([f"m {a} / √v̂ {b}" for a, b in zip(m, f, strict=True)] if len(m) == len(f) else [])
+
+
 class Accumulators(NamedTuple):
     """What is remembered of gradients. Each of m and v is a tree like the parameters', for each decay one."""
 

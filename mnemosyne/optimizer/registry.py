@@ -12,13 +12,16 @@ import optax
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.recurrent import lstm, s4
 from mnemosyne.optimizer.composite import hybrid, super_learned
+from mnemosyne.optimizer.controlled_adam import nn_adam
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.pace import paced
 from mnemosyne.optimizer.paper import paper_rule, stacked_rule
+from mnemosyne.optimizer.perparameter import small_fc
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Rule, log_value
 from mnemosyne.optimizer.sizes import scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.tensorwise import tensorwise
 from mnemosyne.optimizer.transform import from_rule, scale_by_rule
+from mnemosyne.optimizer.unit_direction import celo2
 from mnemosyne.optimizer.velo import velo
 from mnemosyne.types import Learned
 
@@ -137,6 +140,25 @@ OPTIMIZERS = {
         "`light` on tensors of two axes or more, Adam on the others",
         Learned(ODD_LIGHT.learned.init, lambda theta: hybrid(ODD_LIGHT.learned.make(theta))),
         parts="light",
+    ),
+    "small_fc": Optimizer(
+        "small_fc",
+        "#e07b39",
+        "a network of 197 weights for every parameter (Metz et al. 2022), of which it sees 39 numbers",
+        small_fc(),
+    ),
+    "nn_adam": Optimizer(
+        "nn_adam",
+        "#b8860b",
+        "Adam whose rate, β₁, β₂ and ε an LSTM of 32 moves for each tensor (Metz et al. 2022)",
+        nn_adam(lstm(hidden=32)),
+    ),
+    "celo2": Optimizer(
+        "Celo2's kind",
+        "#8d6e63",
+        "a learned direction of 347 weights and unit size, orthogonalised (Moudgil et al. 2026), AdamW on vectors; "
+        "rate and schedule are the user's",
+        celo2(),
     ),
 }
 """Every name that `pretrained` may know, once there are weights."""

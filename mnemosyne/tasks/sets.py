@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mnemosyne.tasks import suite
 from mnemosyne.tasks.classification import MLPSpec, ViTSpec, classify
-from mnemosyne.tasks.data.images import Dataset, pool
+from mnemosyne.tasks.data.images import Dataset, pool, resize
 from mnemosyne.tasks.data.text import Text
 from mnemosyne.types import Task
 
@@ -93,6 +93,16 @@ def varied_train(images: Dataset, text: Text) -> list[Task]:
         suite.regression(10, (24,), "silu", seed=1, batch_size=32),
         suite.ill_conditioned(1e3, inputs=30, seed=1, batch_size=32),
     ]
+
+
+def evolved_train(images: Sequence[Dataset]) -> list[Task]:
+    """Make the tasks to meta-train by evolution on: of each data set, in grey, an MLP on 8×8 pixels and on 14×14."""
+    tasks = []
+    for of in images:
+        low, middle = (resize(of, side, 1) for side in (8, 14))
+        for task in (suite.mlp(low, (32,), "relu"), suite.mlp(middle, (10,), "tanh")):
+            tasks.append(task._replace(name=f"{task.name} on {of.name}"))
+    return tasks
 
 
 def varied_validation(images: Dataset, text: Text) -> list[Task]:

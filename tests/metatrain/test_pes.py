@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from mnemosyne.metatrain.loop import meta_train
-from mnemosyne.metatrain.pes import PES, PESConfig, renew_pairs
+from mnemosyne.metatrain.pes import PES, WORST, PESConfig, clipped_mean, renew_pairs, stored
 from mnemosyne.optimizer.odd import odd_rule
 from mnemosyne.optimizer.rule import Config
 from mnemosyne.optimizer.sizes import scale_by_tensor_rms
@@ -29,7 +29,7 @@ def bowl(name, steepness):
 
 # A learned optimizer of one weight: the logarithm of SGD's rate, far too small at first.
 LOG_RATE = Learned(lambda key: {"log_rate": jnp.float32(-6.0)}, lambda theta: optax.sgd(jnp.exp(theta["log_rate"])))
-CONFIG = PESConfig(iterations=8, horizons=(10, 20), window=5, pairs=4, sigma=0.1, learning_rate=0.3)
+CONFIG = PESConfig(iterations=8, horizons=(10, 20), window=5, pairs=4, sigma=0.1, learning_rate=0.3, clip=1.0)
 
 
 def evolution(**change):
@@ -48,14 +48,14 @@ def test_one_window_is_the_antithetic_estimate():
     task, theta = e.tasks[0], {"log_rate": jnp.float32(-2.0)}
     old = e.fresh(task, theta, jax.random.key(1))
     key = jax.random.key(2)
-    new, gradient, _ = e.estimate(task, task.data, theta, old, key)
+    new, gradient, *_ = e.estimate(task, task.data, theta, old, key)
     noise = float(new.perturbation["log_rate"][0])
     run_key = jax.random.split(jax.random.split(key)[1], 1)[0]
     losses = []
     for sign in (1, -1):
         start = jax.tree.map(lambda a: a[0, 0], (old.params, old.state))
         moved = {"log_rate": theta["log_rate"] + sign * noise}
-        losses.append(float(e.advance(task, task.data, moved, *start, jnp.int32(10), run_key)[2]))
+        losses.append(float(e.advance(task, task.data, moved, *start, jnp.int32(10), run_key)[2].mean()))
     wanted = noise * np.log(losses[0] / losses[1]) / (2 * 0.1**2)
     assert np.isclose(float(gradient["log_rate"]), wanted, rtol=1e-3)
 
@@ -67,10 +67,10 @@ def test_perturbations_add_up_until_a_run_is_over():
     for _ in range(3):
         carry = step(carry)
         ages.append([int(a) for a in carry.slots[0].age])
-    assert ages == [[5, 10, 5, 10], [10, 5, 10, 5], [5, 10, 5, 10]]
+    assert ages == [[5, 5, 10, 10], [10, 10, 5, 5], [5, 5, 10, 10]]
     # A pair in its second window has two perturbations added up, one in its first has the latest alone.
     task, theta = e.tasks[0], {"log_rate": jnp.float32(-2.0)}
-    first, _, _ = e.estimate(task, task.data, theta, e.fresh(task, theta, jax.random.key(0)), jax.random.key(1))
+    first, *_ = e.estimate(task, task.data, theta, e.fresh(task, theta, jax.random.key(0)), jax.random.key(1))
     later = lambda old: np.asarray(
         e.estimate(task, task.data, theta, old, jax.random.key(2))[0].perturbation["log_rate"]
     )
@@ -101,8 +101,8 @@ def test_the_mean_estimate_is_the_gradient_over_the_whole_horizon():
     @jax.jit
     def two(key):
         a, b, c = jax.random.split(key, 3)
-        first, g1, _ = e.estimate(task, task.data, theta, e.fresh(task, theta, a), b)
-        _, g2, _ = e.estimate(task, task.data, theta, first, c)
+        first, g1, *_ = e.estimate(task, task.data, theta, e.fresh(task, theta, a), b)
+        _, g2, *_ = e.estimate(task, task.data, theta, first, c)
         return g1["log_rate"] + g2["log_rate"]
 
     @jax.jit
@@ -113,8 +113,8 @@ def test_the_mean_estimate_is_the_gradient_over_the_whole_horizon():
         total = 0.0
         for k in (b, c):
             run = lambda p, s, k: e.advance(task, task.data, {"log_rate": log_rate}, p, s, jnp.int32(10), k)
-            params, state, loss = jax.vmap(run)(params, state, jax.random.split(k, 4000))
-            total += jnp.mean(jnp.log(loss / start.first))
+            params, state, losses = jax.vmap(run)(params, state, jax.random.split(k, 4000))
+            total += jnp.mean(jnp.log(losses.mean(axis=1) / start.first))
         return total
 
     key = jax.random.key(5)
@@ -130,8 +130,9 @@ def test_a_lost_run_counts_as_the_worst():
     task = e.tasks[0]
     old = e.fresh(task, theta, jax.random.key(0))
     for _ in range(3):
-        old, gradient, score = e.estimate(task, task.data, theta, old, jax.random.key(1))
-    assert (score == CONFIG.worst).all()
+        old, gradient, score, lost = e.estimate(task, task.data, theta, old, jax.random.key(1))
+    assert (score == WORST).all()
+    assert lost.all()
     assert float(gradient["log_rate"]) == 0.0
 
 
@@ -155,3 +156,53 @@ def test_projections_are_neither_perturbed_nor_trained():
     memory, trained = (c.theta["encoders"][0]["memory"] for c in (carry, after))
     assert np.array_equal(memory["omega"], trained["omega"])
     assert not np.array_equal(memory["value"], trained["value"])
+
+
+# A learned optimizer whose state starts from a weight: each step it adds `pull`, which it keeps from its start.
+KEPT = Learned(
+    lambda key: {"pull": jnp.float32(-0.01)},
+    lambda theta: optax.GradientTransformation(
+        lambda params: jnp.asarray(theta["pull"]),
+        lambda g, kept, params=None: (jax.tree.map(lambda a: jnp.broadcast_to(kept, a.shape), g), kept),
+    ),
+)
+
+
+def test_what_a_state_starts_from_is_perturbed_and_learned():
+    e = evolution(learning_rate=0.05)._replace(learned=KEPT)
+    theta, _ = meta_train(e._replace(config=replace(e.config, iterations=40)))
+    assert float(theta["pull"]) < -0.05  # the bowls' floor is at 0, where twenty steps from 1 lead at this pull
+
+
+def test_losses_above_the_first_count_as_it():
+    losses = jnp.array([0.5, 3.0, jnp.nan, 1.5, jnp.inf])
+    score, lost = clipped_mean(losses, jnp.float32(2.0))
+    assert np.isclose(float(score), (0.5 + 2.0 + 2.0 + 1.5 + 2.0) / 5)
+    assert float(lost) == 2.0
+    assert float(clipped_mean(jnp.full(3, jnp.nan), jnp.float32(2.0))[0]) == 2.0
+
+
+def test_stored_parameters_are_those_of_the_same_function():
+    """With a factor of its own, a run of an optimizer that scales its step likewise has the same losses."""
+    e = evolution(scaling=2.0)
+    task = e.tasks[0]
+    pairs = e.fresh(task, {"log_rate": jnp.float32(-2.0)}, jax.random.key(3))
+    assert np.ptp(np.log(pairs.scale)) > 0.1
+    assert (np.abs(np.log(pairs.scale)) <= 2.0).all()
+    plain = np.asarray(pairs.params["x"][0] / pairs.scale[:, None])
+    assert np.allclose(plain, 1.0, atol=0.5)
+    batch = task.batch(task.data, jax.random.key(0))
+    for i, by in enumerate(pairs.scale):
+        of_stored = stored(task, by).loss({"x": pairs.params["x"][0, i]}, batch)
+        assert np.isclose(float(of_stored), float(task.loss({"x": plain[i]}, batch)), rtol=1e-5)
+
+
+def test_ages_are_spread_over_long_horizons():
+    e = evolution(horizons=(1000,), window=5, pairs=4)
+    ages = np.concatenate([np.asarray(pairs.age) for pairs in e.start().slots])
+    assert sorted(ages) == [0, 125, 250, 375, 500, 625, 750, 875]
+
+
+def test_an_unknown_objective_is_refused():
+    with pytest.raises(ValueError, match="unknown objective 'mean'; choose one of log, loss"):
+        PESConfig(objective="mean")
