@@ -23,7 +23,7 @@ from mnemosyne.metatrain.truncated import MetaConfig
 from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.registry import OPTIMIZERS
 
-EVOLVED = ("small_fc", "nn_adam", "celo2")
+EVOLVED = ("small_fc", "nn_adam")
 TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name not in ("paced", *EVOLVED))
 
 

@@ -236,6 +236,17 @@ def faults() -> str:
     return table(head, [*rows, ("", "**all**", *sums, "")])
 
 
+def prices() -> str:
+    """What an update of every optimizer costs: weights, bytes, and time over Adam's by number of parameters."""
+    found = published("overhead_prices")
+    times = found.pivot(index="optimizer", columns="parameters", values="times")
+    first = found.groupby("optimizer")[["weights", "bytes"]].first().join(times).sort_values(times.columns[0])
+    number = lambda x: f"{x:,.3g}" if x < 1_000 else f"{x:,.0f}"
+    head = ("optimizer", "weights", "bytes per parameter", *(f"× Adam, {n:,} parameters" for n in times.columns))
+    shown = lambda x: "" if pd.isna(x) else number(x)
+    return table(head, [(name, f"{row.weights:,.0f}", *map(shown, row.iloc[1:])) for name, row in first.iterrows()])
+
+
 def _labelled(*labels: str) -> dict[str, str]:
     return {LABEL.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
 
@@ -248,7 +259,8 @@ GENERATED: dict[str, Callable[[], str]] = {
     "theory": lambda: verdicts_of("0[0-5]"),
     "optimizer": lambda: verdicts_of("0[6-9]"),
     "choices": lambda: verdicts_of("1[0-4]"),
-    "larger": lambda: verdicts_of("1[5-9]|[2-9]"),
+    "larger": lambda: verdicts_of("1[5-9]|20"),
+    "tradeoffs": lambda: verdicts_of("2[1-4]"),
     "fig10": lambda: losses(
         "fig10_summary", _labelled("coordinate", "paced", "LSTM", "Adam", "RMSProp"), (100, 300, 1000, 5000)
     ),
@@ -258,6 +270,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
     "transfer": transfer_means,
     "costs": costs,
+    "prices": prices,
     "gallery": gallery,
     "addresses": addresses,
     "faults": faults,

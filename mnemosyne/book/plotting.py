@@ -24,6 +24,7 @@ COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "NAdamW": "#c0392b",
     "Prodigy": "#16697a",
     "schedule-free AdamW": "#8d99ae",
+    "Celo2's kind": "#8d6e63",
     "fc": "#f2b280",
     "rnn_fc": "#8c3b0c",
     "nn_adam, CAM": "#2f6f4f",

@@ -32,7 +32,7 @@ from mnemosyne.types import Learned, Params, Scalar, State, Task, Theta
 class PESConfig:
     """What evolution does. Metz et al. 2022 use σ = 0.01, windows of 20, horizons of 2,000 and the objective "loss"."""
 
-    iterations: int = 800  # meta-steps, one window of every task each
+    iterations: int = 400  # meta-steps, one window of every task each
     horizons: tuple[int, ...] = (100, 200, 400, 800, 1600)  # one is drawn whenever an optimizee starts afresh
     window: int = 50  # steps between meta-steps; must divide every horizon
     pairs: int = 16  # antithetic pairs of runs per task

@@ -61,7 +61,7 @@ class Selection:
 VARIED = Selection(marks=(100, 200, 500, 1000), seeds=(0, 1))
 """How a snapshot of a search or of an evolution is chosen."""
 
-EVOLUTION = PESConfig(iterations=800, scaling=math.log(1e3))
+EVOLUTION = PESConfig(iterations=400, scaling=math.log(1e3))
 """How the shipped weights that are evolved came: parameters are stored at scales from 10⁻³ to 10³."""
 
 TASKS = dict.fromkeys(("tensor", "tensor_averaged"), sets.TENSOR_TRAIN)

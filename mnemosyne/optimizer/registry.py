@@ -21,7 +21,6 @@ from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Rule, log_value
 from mnemosyne.optimizer.sizes import scale_by_own_rms, scale_by_tensor_rms
 from mnemosyne.optimizer.tensorwise import tensorwise
 from mnemosyne.optimizer.transform import from_rule, scale_by_rule
-from mnemosyne.optimizer.unit_direction import celo2
 from mnemosyne.optimizer.velo import velo
 from mnemosyne.types import Learned
 
@@ -152,13 +151,6 @@ OPTIMIZERS = {
         "#b8860b",
         "Adam whose rate, β₁, β₂ and ε an LSTM of 32 moves for each tensor (Metz et al. 2022)",
         nn_adam(lstm(hidden=32)),
-    ),
-    "celo2": Optimizer(
-        "Celo2's kind",
-        "#8d6e63",
-        "a learned direction of 347 weights and unit size, orthogonalised (Moudgil et al. 2026), AdamW on vectors; "
-        "rate and schedule are the user's",
-        celo2(),
     ),
 }
 """Every name that `pretrained` may know, once there are weights."""

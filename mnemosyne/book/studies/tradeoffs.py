@@ -1,7 +1,7 @@
 """The experiments of notebooks 21 to 24: small learned optimizers that evolve on one task, and what a step costs.
 
-    evolving = evolution(run, "small_fc", small_fc(), task, seeds=3)     # snapshots of θ, for each meta-seed
-    rows = measured(run, evolving, other_task)                           # what each snapshot is worth there
+    evolving = evolution(run, "small_fc", small_fc(), task, config)     # snapshots of θ, for each meta-seed
+    rows = measured(run, evolving, other_task)                          # what each snapshot is worth there
 
 What an optimizer is worth on a task is its meta-loss: the mean training loss over a run, every loss counted as at most
 the first one (Metz et al. 2022, App. D).
@@ -85,17 +85,10 @@ class Evolution:
     label: str
     learned: Learned
     task: Task  # that it evolved on
-    iterations: np.ndarray  # of the snapshots
+    iterations: np.ndarray  # of the snapshots, each the mean of θ since the one before
     seeds: tuple[int, ...]
     thetas: Deferred  # [snapshots · seeds …], the seeds of the first snapshot first
     log: Deferred
-
-    def last(self) -> Deferred:
-        """θ at the end, for each meta-seed."""
-        n = len(self.seeds)
-        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape[1:]), x.dtype), self.thetas.like)
-        last = lambda: jax.tree.map(lambda x: x[-n:], self.thetas.value)
-        return Deferred(combined("last", self.thetas.key, str(n)), like, last)
 
 
 def two_tasks(run: Run) -> tuple[Task, Task]:
