@@ -66,13 +66,15 @@ def headline() -> str:
     return (
         f"- **Quality.** We divide the training loss of `paced`, untuned, by that of Adam at its best learning rate, "
         f"on {last.tasks} networks that meta-training never saw. The geometric mean is {' and '.join(ratios)} "
-        f"(95% intervals over {transfer['seeds']} seeds; over networks the last is [{last.low:.2f}, {last.high:.2f}]). "
-        f"After {last.step:,} steps the worst network stands at {last.worst:.2f}. "
+        f"(95% intervals over {transfer['seeds']} seeds; over networks the interval after {last.step:,} steps is "
+        f"[{last.low:.2f}, {last.high:.2f}]). "
+        f"After {last.step:,} steps it is {last.worst:.2f} on the worst network. "
         f"Scale `{SCALE}`: `{transfer['command']}`. "
         f"{diverged} of {runs} runs diverged. {prodigy()}\n"
         f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
         f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
-        f"it, stands at {' and '.join(f'{mean:.2f}' for mean in ours['mean'])} on the networks above.\n"
+        f"it, has a loss of {' and '.join(f'{mean:.2f}' for mean in ours['mean'])} times the best Adam's on the "
+        "networks above, after the same steps.\n"
         f"- **Price.** {price()}\n"
     )
 

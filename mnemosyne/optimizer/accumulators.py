@@ -64,7 +64,8 @@ def empty(params: Params, features: Features) -> Accumulators:
     trees = lambda decays: tuple(jax.tree.map(jnp.zeros_like, params) for _ in decays)
     sides = [sides_of(jnp.shape(p)) for p in jax.tree.leaves(params)]
     rows, cols = (sum(math.prod(side[i]) for side in sides) for i in (0, 1))
-    return Accumulators(trees(m), trees(v), jnp.zeros((rows, len(f)), jnp.float32), jnp.zeros((cols, len(f))))
+    sums = (jnp.zeros((n, len(f)), jnp.float32) for n in (rows, cols))
+    return Accumulators(trees(m), trees(v), *sums)
 
 
 def apart(kept: Accumulators, tree: Any, shapes: Sequence[tuple]) -> list[Accumulators]:

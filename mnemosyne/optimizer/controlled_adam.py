@@ -65,7 +65,7 @@ def nn_adam(memory: Memory, *, width: int = 32) -> Learned:
         return {
             "memory": memory.init(key, _FEATURES, _FEATURES, width),
             "start": memory.state((), _FEATURES, _FEATURES),
-            "control": {"w": jnp.zeros((width, len(ADAM)), jnp.float32), "b": jnp.zeros(len(ADAM))},
+            "control": {"w": jnp.zeros((width, len(ADAM)), jnp.float32), "b": jnp.zeros(len(ADAM), jnp.float32)},
             "adam": 0.1 * jnp.log(jnp.array([rate, 1.0 - beta1, 1.0 - beta2, epsilon], jnp.float32)),
         }
 

@@ -197,22 +197,32 @@ def name_of(path: tuple) -> str:
 
 def _check_floating(params: Params) -> None:
     for path, p in jax.tree_util.tree_leaves_with_path(params):
-        dtype = jnp.result_type(p)
+        try:
+            dtype = jnp.result_type(p)
+        except TypeError as error:
+            raise ValueError(f"{name_of(path)} is a {type(p).__name__}, not an array. {_APART}") from error
         if not jnp.issubdtype(dtype, jnp.floating):
             raise ValueError(
-                f"{name_of(path)} has dtype {dtype}; this optimizer updates floating-point arrays only. "
-                "Leave it out with optax.masked or optax.partition, or split a complex array into its "
-                "real and imaginary parts with optax.contrib.split_real_and_imaginary."
+                f"{name_of(path)} has dtype {dtype}; this optimizer updates floating-point arrays only. {_APART} Split "
+                "a complex array into its real and imaginary parts with optax.contrib.split_real_and_imaginary."
             )
+
+
+_APART = "Hold what is not trained apart from the parameters that are differentiated and updated."
+
+
+def foreign(state: State) -> ValueError:
+    """What is wrong with a state of another kind."""
+    return ValueError(
+        f"this state was made by another optimizer: it is a {type(state).__name__}; give what this optimizer's own "
+        "init(params) or last update returned, as in update(gradients, state, params)"
+    )
 
 
 def _check_state(state: State, updates: Params, init: Callable[[Params], NetworkState]) -> None:
     """Raise a ValueError unless a state is what `init` makes for arrays like these gradients."""
     if not isinstance(state, NetworkState) or not isinstance(state.layout, Layout):
-        raise ValueError(
-            f"this state was made by another optimizer: it is a {type(state).__name__}; give what this optimizer's own "
-            "init(params) or last update returned"
-        )
+        raise foreign(state)
     given, wanted = (dict(zip(*layout, strict=True)) for layout in (layout_of(updates), state.layout))
     differing = [f"  {where}: {got} instead of {want}" for where, got, want in _differences(given, wanted)]
     if differing:

@@ -17,7 +17,7 @@ from jaxtyping import Array, ArrayLike
 from mnemosyne import store
 from mnemosyne.memory.contract import is_traced
 from mnemosyne.optimizer.registry import OPTIMIZERS
-from mnemosyne.optimizer.transform import check_theta
+from mnemosyne.optimizer.transform import check_theta, foreign
 from mnemosyne.types import Learned, Theta
 
 
@@ -88,8 +88,8 @@ def pretrained(
             "paced" alone), "tensor" (a memory for each tensor, §3.2), "tensor_averaged" (of averaged gradients) and
             "tensor_paced" (that at a learned pace, with half of Adam's state), "super" (light on the largest tensors,
             tensor-wise on the others, §5.4) and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2),
-            or a peer: "lstm", "s4", and "velo_lstm" and "velo_cam", whose `update` asks for `value=loss` and
-            `horizon=steps`.
+            or a peer: "lstm", "s4", "small_fc" and "nn_adam", whose `update` needs the parameters, and "velo_lstm" and
+            "velo_cam", whose `update` asks for `value=loss` and `horizon=steps` as well.
         step_size: s, a factor on every update, or a schedule of it; 1 is what was meta-trained.
         weight_decay: λ in [0, 1), the share of each weight that a step takes away. It is AdamW's learning rate times
             its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters. None by default.
@@ -100,7 +100,7 @@ def pretrained(
         stacked in one array, as `scan` over layers wants them, count as one tensor: see `optimizer.stacked`.
 
     Raises:
-        ValueError: an unknown name, with the nearest; a step size or a decay that is none.
+        ValueError: an unknown name, with the nearest; a step size or a decay that is none; a mask without a decay.
         store.StoreError: a damaged weights file.
 
     Example:
@@ -115,8 +115,21 @@ def pretrained(
     theta = jax.tree.map(load_part, OPTIMIZERS[name].parts or name)
     check_theta(theta, learned.init, f"{name!r}")
     factor = optax.scale_by_learning_rate(step_size, flip_sign=False)
+    if weight_decay is None and mask is not None:
+        raise ValueError("mask says which tensors decay: give weight_decay as well, or leave mask out")
     decay = optax.identity() if weight_decay is None else take_share(weight_decay, mask)
-    return optax.chain(learned.make(theta), decay, factor)
+    return of_three(optax.chain(learned.make(theta), decay, factor))
+
+
+def of_three(chain: optax.GradientTransformationExtraArgs) -> optax.GradientTransformationExtraArgs:
+    """A chain of three that tells a state that is not its own in words of its user, who made no chain."""
+
+    def update(updates, state, params=None, **extra):
+        if not isinstance(state, tuple | list) or len(state) != 3:
+            raise foreign(state)
+        return chain.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(chain.init, update)
 
 
 def take_share(weight_decay: float | int | Array, mask: Any = None) -> optax.GradientTransformation:
@@ -200,7 +213,12 @@ def files_of(name: str) -> list[Path]:
     return [path_of(part) for part in parts_of(name)]
 
 
-def _known(name: str, names: list[str]) -> Path:
+def _known(name: Any, names: list[str]) -> Path:
+    if not isinstance(name, str):
+        raise ValueError(
+            f"what comes first is a name, such as 'paced', got {name!r}. There is no learning rate to give; "
+            "step_size is a factor on every update, 1 by default"
+        )
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else "."

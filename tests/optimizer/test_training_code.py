@@ -218,7 +218,7 @@ def test_slips_are_named_before_anything_is_computed(name):
         ({"a": PARAMS["a"]}, state, r"\['b'\]: nothing instead of \(8,\)"),
         ({**PARAMS, "a": 1j * PARAMS["a"]}, state, "complex64"),
         (PARAMS, another, "made by another optimizer"),
-        (PARAMS, optax.adam(1.0).init(PARAMS), "called init first"),
+        (PARAMS, optax.adam(1.0).init(PARAMS), "made by another optimizer: it is a tuple"),
     ):
         with pytest.raises(ValueError, match=message) as error:
             tx.update(grads, given, PARAMS, **LOSS)

@@ -289,3 +289,27 @@ def test_sizes_of_a_rule_that_make_no_sense_are_refused_where_they_are_given(fie
 def test_numbers_of_a_rule_may_be_several_under_vmap():
     scales = jax.vmap(lambda scale: replace(Config(), output_scale=scale, discount=scale).output_scale)(jnp.ones(3))
     assert scales.shape == (3,)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", [1e-3, None])
+def test_a_learning_rate_in_the_place_of_a_name_is_told(name):
+    with pytest.raises(ValueError, match=r"what comes first is a name, such as 'paced', got .*no learning rate"):
+        zoo._known(name, zoo.available())  # where `pretrained` goes first; its own argument is checked by type in tests
+
+
+@pytest.mark.bad_input
+def test_a_mask_without_a_decay_is_refused():
+    with pytest.raises(ValueError, match="mask says which tensors decay: give weight_decay as well"):
+        zoo.pretrained("light", mask={"w": True})
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("name", ["paced", "light", "velo_cam"])
+def test_parameters_or_another_state_in_the_place_of_the_state_are_told(name):
+    tx, params = zoo.pretrained(name), {"w": jnp.ones(3)}
+    for other in (params, optax.adam(1e-3).init(params), optax.EmptyState()):
+        with pytest.raises(
+            ValueError, match=r"made by another optimizer: it is a \w+; .* update\(gradients, state, params\)"
+        ):
+            tx.update(params, other, params)
