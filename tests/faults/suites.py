@@ -26,6 +26,7 @@ class Count:
     def __init__(self) -> None:
         self.found: Counter[tuple[str, str]] = Counter()
         self.expects: dict[str, str] = {}
+        self.failed: dict[str, list[str]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         for item in items:
@@ -36,12 +37,15 @@ class Count:
         if (report.when == "call" and not report.skipped) or report.failed:
             room = report.nodeid.removeprefix("tests/").partition("::")[0].removesuffix(".py")
             self.found[room, "wrong" if report.failed else self.expects[report.nodeid]] += 1
+            if report.failed:
+                self.failed.setdefault(room, []).append(report.nodeid.partition("::")[2])
 
     def rows(self, what: str) -> list[dict]:
         """A line of the tally for each file of tests."""
         rooms = sorted({room for room, _ in self.found})
         count = lambda room: {kind: self.found[room, kind] for kind in ("right", "clear_error", "wrong")}
-        return [{"what": f"{what}: {r}", "tried": sum(count(r).values()), **count(r)} for r in rooms]
+        note = lambda room: ", ".join(self.failed.get(room, []))
+        return [{"what": f"{what}: {r}", "tried": sum(count(r).values()), **count(r), "note": note(r)} for r in rooms]
 
 
 OPTIMIZERS = ["optimizer/test_training_code.py", "optimizer/test_tradeoffs.py"]

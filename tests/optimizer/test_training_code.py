@@ -128,8 +128,23 @@ class Network(nnx.Module):
         return self.c(nnx.tanh(self.a(x)))
 
 
+def nnx_trains_partitions():
+    """Whether this flax does; 0.11 fails in `nnx.Optimizer` with whatever `optax.partition` is made of."""
+    model = Network(nnx.Rngs(0), False)
+    label = lambda params: jax.tree.map(lambda p: "ab"[p.ndim > 1], params)
+    optimizer = nnx.Optimizer(model, optax.partition({"a": optax.sgd(1.0), "b": optax.adam(1.0)}, label), wrt=nnx.Param)
+    try:
+        optimizer.update(model, nnx.grad(lambda m: jnp.mean(m(X)))(model))
+    except TypeError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_nnx_trains_annotated_parameters_as_plain_ones(name):
+    if name == "hybrid" and not nnx_trains_partitions():
+        pytest.skip("this flax trains no optax.partition in nnx.Optimizer")
+
     def losses(marked):
         with jax.set_mesh(mesh_of(AxisType.Auto)):
             model = Network(nnx.Rngs(0), marked)
