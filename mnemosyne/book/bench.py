@@ -146,7 +146,7 @@ def seconds_per_step(
     Args:
         entries: what is trained, and by what, by label.
         rounds: rows.
-        calls: steps that a number is the mean of.
+        calls: steps that a number is the mean of, after one that does not count, since others filled the caches.
     """
     steps = {}
     for label, (task, tx) in entries.items():
@@ -154,7 +154,7 @@ def seconds_per_step(
         step, _ = _training_step(task, tx, params)
         # Buffers of their own, since a step overwrites them; some states start as the parameters themselves.
         steps[label] = _timer(step, jax.tree.map(jnp.copy, (params, tx.init(params))))
-    mean = lambda step: float(np.mean([step() for _ in range(calls)]))
+    mean = lambda step: float(np.mean([step() for _ in range(calls + 1)][1:]))
     return pd.DataFrame([{label: mean(step) for label, step in steps.items()} for _ in range(rounds)])
 
 

@@ -238,17 +238,6 @@ def faults() -> str:
     return table(head, [*rows, ("", "**all**", *sums, "")])
 
 
-def prices() -> str:
-    """What an update of every optimizer costs: weights, bytes, and time over Adam's by number of parameters."""
-    found = published("overhead_prices")
-    times = found.pivot(index="optimizer", columns="parameters", values="times")
-    first = found.groupby("optimizer")[["weights", "bytes"]].first().join(times).sort_values(times.columns[0])
-    number = lambda x: f"{x:,.3g}" if x < 1_000 else f"{x:,.0f}"
-    head = ("optimizer", "weights", "bytes per parameter", *(f"× Adam, {n:,} parameters" for n in times.columns))
-    shown = lambda x: "" if pd.isna(x) else number(x)
-    return table(head, [(name, f"{row.weights:,.0f}", *map(shown, row.iloc[1:])) for name, row in first.iterrows()])
-
-
 def _labelled(*labels: str) -> dict[str, str]:
     return {LABEL.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
 
@@ -272,7 +261,6 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
     "transfer": transfer_means,
     "costs": costs,
-    "prices": prices,
     "gallery": gallery,
     "addresses": addresses,
     "faults": faults,

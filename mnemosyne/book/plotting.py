@@ -150,10 +150,15 @@ def log_steps(ax: Axes) -> None:
 
 
 def log_across(ax: Axes) -> None:
-    """Make the x-axis logarithmic, in plain numbers: powers of ten, and two and five times these."""
+    """Make the x-axis logarithmic, in plain numbers: powers of ten, and where it is short two and five times these."""
+
+    def label(x: float, _) -> str:
+        low, high = ax.get_xlim()
+        return number(x) if high < 100 * low and f"{x:.1e}"[:3] in ("2.0", "5.0") else ""
+
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(lambda x, _: number(x))
-    ax.xaxis.set_minor_formatter(lambda x, _: number(x) if f"{x:.1e}"[:3] in ("2.0", "5.0") else "")
+    ax.xaxis.set_minor_formatter(label)
 
 
 def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
