@@ -128,14 +128,10 @@ def bench_training(
         By label (parameters, state bytes, peak bytes, examples/s). The peak is the compiler's count for one
         step: parameters, state and batch, frozen parameters among it, and all temporaries.
     """
-    steps, rows = {}, {}
-    for label, (task, tx) in entries.items():
-        params = jax.tree.map(jnp.copy, task.init(jax.random.key(0)))  # a step overwrites them
-        step, peak = _training_step(task, tx, params)
-        steps[label] = _timer(step, (params, tx.init(params)))
-        rows[label] = {"parameters": count(params), "state bytes": state_bytes(tx, params), "peak bytes": peak}
-    spent = pd.DataFrame([{label: step() for label, step in steps.items()} for _ in range(rounds)])
-    return pd.DataFrame.from_dict(rows, orient="index").assign(**{"examples/s": examples / spent.median()})
+    ready = {label: _prepared(*entry) for label, entry in entries.items()}
+    spent = _in_turns({label: step for label, (step, _) in ready.items()}, rounds)
+    table = pd.DataFrame.from_dict({label: about for label, (_, about) in ready.items()}, orient="index")
+    return table.assign(**{"examples/s": examples / spent.median()})
 
 
 def seconds_per_step(
@@ -146,16 +142,28 @@ def seconds_per_step(
     Args:
         entries: what is trained, and by what, by label.
         rounds: rows.
-        calls: steps that a number is the mean of, after one that does not count, since others filled the caches.
+        calls: steps that a number is the mean of.
     """
-    steps = {}
-    for label, (task, tx) in entries.items():
-        params = task.init(jax.random.key(0))
-        step, _ = _training_step(task, tx, params)
-        # Buffers of their own, since a step overwrites them; some states start as the parameters themselves.
-        steps[label] = _timer(step, jax.tree.map(jnp.copy, (params, tx.init(params))))
+    return _in_turns({label: _prepared(*entry)[0] for label, entry in entries.items()}, rounds, calls)
+
+
+def _in_turns(steps: dict[str, Callable[[], float]], rounds: int, calls: int = 1) -> pd.DataFrame:
+    """What timers return: rounds × timers, means of `calls` after one that does not count: others filled the caches."""
     mean = lambda step: float(np.mean([step() for _ in range(calls + 1)][1:]))
     return pd.DataFrame([{label: mean(step) for label, step in steps.items()} for _ in range(rounds)])
+
+
+def _prepared(task: Task, tx: optax.GradientTransformation) -> tuple[Callable[[], float], dict[str, int]]:
+    """A timer of training steps, and how many bytes they need."""
+    params = task.init(jax.random.key(0))
+    step, peak = _training_step(task, tx, params)
+    # Buffers of their own, since a step overwrites them; some states start as the parameters themselves.
+    carry = jax.tree.map(jnp.copy, (params, tx.init(params)))
+    return _timer(step, carry), {
+        "parameters": count(params),
+        "state bytes": state_bytes(tx, params),
+        "peak bytes": peak,
+    }
 
 
 def _training_step(task: Task, tx: optax.GradientTransformation, params: Params) -> tuple[Callable, int]:

@@ -10,7 +10,6 @@ from mnemosyne.book.publish import publish as publish_runs
 from mnemosyne.book.reproduce import reproduce as reproduce_notebooks
 from mnemosyne.metatrain.pes import PESConfig
 from mnemosyne.metatrain.recipes import (
-    EVOLUTION,
     VARIED,
     Selection,
     by_evolution,
@@ -113,7 +112,7 @@ def search(
 
 def evolve(
     name: tyro.conf.Positional[Literal[EVOLVED]],
-    config: tyro.conf.OmitArgPrefixes[PESConfig] = EVOLUTION,
+    config: tyro.conf.OmitArgPrefixes[PESConfig] = PESConfig(),  # noqa: B008
     selection: Selection = VARIED,
     *,
     out: Path | None = None,

@@ -24,9 +24,6 @@ COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "NAdamW": "#c0392b",
     "Prodigy": "#16697a",
     "schedule-free AdamW": "#8d99ae",
-    "Celo2's kind": "#8d6e63",
-    "fc": "#f2b280",
-    "rnn_fc": "#8c3b0c",
     "nn_adam, CAM": "#2f6f4f",
     "RMSProp": "#3a8f5c",
     "SGD": "#8b5aa8",
@@ -61,7 +58,7 @@ def log_losses(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(label)
 
 
-LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "fc", "rnn_fc", "nn_adam", "Celo2")
+LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "nn_adam")
 """How names of optimizers begin that have no learning rate."""
 
 

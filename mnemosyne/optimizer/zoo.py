@@ -88,8 +88,8 @@ def pretrained(
             "paced" alone), "tensor" (a memory for each tensor, §3.2), "tensor_averaged" (of averaged gradients) and
             "tensor_paced" (that at a learned pace, with half of Adam's state), "super" (light on the largest tensors,
             tensor-wise on the others, §5.4) and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2),
-            or a peer: "lstm", "s4", "small_fc" and "nn_adam", whose `update` needs the parameters, and "velo_lstm" and
-            "velo_cam", whose `update` asks for `value=loss` and `horizon=steps` as well.
+            or a peer: "lstm", "s4"; "small_fc" and "nn_adam", whose `update` needs the parameters; "velo_lstm" and
+            "velo_cam", whose `update` needs the parameters, `value=loss` and `horizon=steps`.
         step_size: s, a factor on every update, or a schedule of it; 1 is what was meta-trained.
         weight_decay: λ in [0, 1), the share of each weight that a step takes away. It is AdamW's learning rate times
             its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters. None by default.

@@ -18,13 +18,9 @@ SMALL = Config(hidden=4, projections=4, encoders=1, feedforward=6)
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch):
-    for folder in ("notebooks", "mnemosyne"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "notebooks" / "10_x.ipynb").write_text("{}", encoding="utf-8")
-    monkeypatch.setenv("MNEMOSYNE_ROOT", str(tmp_path))
+def run(checkout, monkeypatch):
     monkeypatch.setattr(Replicas, "chunk", 2)
-    return open_run("10_x")
+    return open_run("01_good")
 
 
 def test_cases_and_seeds_come_back_by_name_and_are_made_once(run, monkeypatch):

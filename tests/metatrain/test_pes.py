@@ -183,7 +183,7 @@ def test_losses_above_the_first_count_as_it():
 
 
 def test_stored_parameters_are_those_of_the_same_function():
-    """With a factor of its own, a run of an optimizer that scales its step likewise has the same losses."""
+    """Each run has a factor of its own, and the loss of what is stored is that of the parameters themselves."""
     e = evolution(scaling=2.0)
     task = e.tasks[0]
     pairs = e.fresh(task, {"log_rate": jnp.float32(-2.0)}, jax.random.key(3))

@@ -343,9 +343,10 @@ def test_a_function_hands_a_loss_on_through_train_state():
     """As docs/optimizers.md writes it."""
     tx = LEARNED["cam"].make(LEARNED["cam"].init(jax.random.key(0)))
     text = Path("docs/optimizers.md").read_text(encoding="utf-8")
-    (code,) = (block for block in text.split("```python\n") if block.startswith("def apply_gradients"))
-    known = {"optax": optax}
-    exec(code.split("```")[0], known)
+    blocks = (block.split("```")[0] for block in text.split("```python\n")[1:])
+    (code,) = (block for block in blocks if "def apply_gradients" in block)
+    known = {}
+    exec(code, known)
     start = TrainState.create(apply_fn=None, params=PARAMS, tx=tx)
     after = jax.jit(known["apply_gradients"])(start, PARAMS, jnp.array(1.0), 9)
     updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS, value=1.0, horizon=9)

@@ -1,4 +1,4 @@
-"""The experiments of notebooks 21 to 24: small learned optimizers that evolve on one task, and what a step costs.
+"""The experiments of notebooks 21, 22 and 24: small learned optimizers that evolve on one task, and what a step costs.
 
     evolving = evolution(run, "small_fc", small_fc(), task, config)     # snapshots of θ, for each meta-seed
     rows = measured(run, evolving, other_task)                          # what each snapshot is worth there
@@ -21,8 +21,10 @@ from jaxtyping import Array
 
 from mnemosyne.book.chapter import Run
 from mnemosyne.book.keys import Deferred, combined
+from mnemosyne.book.studies.overhead import ARCHITECTURES
 from mnemosyne.book.verdicts import below, every, log_ratio, negated
 from mnemosyne.evaluate import Contender, interval
+from mnemosyne.inner import inner_step
 from mnemosyne.metatrain.loop import Carry
 from mnemosyne.metatrain.pes import PES, PESConfig
 from mnemosyne.metatrain.replicas import Replicas
@@ -44,6 +46,9 @@ FEATURE_SETS = {
     "all": Features(ALL, ALL, ALL),
 }
 """Eight of the feature sets of App. D.3; each sees the parameter, its gradient and the time as well."""
+
+META_RATES = {"small_fc": 3e-3, "nn_adam": 3e-4, "nn_adam, CAM": 3e-4}
+"""Learning rates of evolution: for three hundred weights at most the best of three on MNIST, less for ten thousand."""
 
 SNAPSHOTS = 10
 """Of each evolution, the last at its end."""
@@ -91,13 +96,18 @@ class Evolution:
     log: Deferred
 
 
+def images_of(run: Run) -> tuple[str, str]:
+    """The data sets of `two_tasks`."""
+    return run.scale.unseen[0], run.scale.pictures[:2][-1]
+
+
 def two_tasks(run: Run) -> tuple[Task, Task]:
     """An MLP of one hidden layer on clothes, in grey, and two convolutions on CIFAR-10, both on 8×8 pixels.
 
     Of the kinds of the second paper, which has 128-128 units on 28×28 pixels and three convolutions on 16×16. A scale
     without such images has others.
     """
-    clothes, photos = data.load(run.scale.unseen[0]), data.load(run.scale.pictures[:2][-1])
+    clothes, photos = map(data.load, images_of(run))
     channels = photos.train.images.shape[3]
     mlp = suite.mlp(data.resize(clothes, 8, 1), (32,), "relu", batch_size=128)
     return mlp, suite.conv(data.resize(photos, 8, channels), (8, 12), "relu")
@@ -130,18 +140,21 @@ def evolution(run: Run, label: str, learned: Learned, task: Task, config: PESCon
     return Evolution(label, learned, task, iterations, seeds, Deferred(combined("thetas", log.key), like, thetas), log)
 
 
+def evolved(run: Run, label: str, task: Task) -> Evolution:
+    """One of `ARCHITECTURES`, evolved on a task for as long as a scale has it."""
+    config = configured(run, run.scale.evolution_steps, META_RATES[label])
+    return evolution(run, label, ARCHITECTURES[label], task, config)
+
+
 def measured(run: Run, of: Evolution, task: Task) -> pd.DataFrame:
     """Train a task with every snapshot: rows (task, optimizer, meta_seed, iteration, seed, step, train_loss …)."""
     number = len(of.iterations) * len(of.seeds)
-    rows = run.train(task, contender(of.label, of.learned, of.thetas, number), run.scale.evolution_horizon)
+    # All weights in one program: the "rate" is a snapshot's number.
+    contender = Contender(of.label, of.learned.make, tuple(range(number)), of.thetas)
+    rows = run.train(task, contender, run.scale.evolution_horizon)
     at = rows.rate.to_numpy(int)
     meta_seed, iteration = np.asarray(of.seeds)[at % len(of.seeds)], of.iterations[at // len(of.seeds)]
     return rows.drop(columns="rate").assign(meta_seed=meta_seed, iteration=iteration)
-
-
-def contender(label: str, learned: Learned, thetas: Deferred, number: int) -> Contender:
-    """Weights side by side; the "rate" is the number of each."""
-    return Contender(label, learned.make, tuple(range(number)), thetas)
 
 
 def meta_losses(rows: pd.DataFrame, by: Sequence[str]) -> pd.Series:
@@ -290,16 +303,20 @@ def glimpse(task: Task, learned: Learned, features: Features, steps: int, parame
         steps: of training before the look.
         parameters: how many.
     """
-    tx, params = optax.adam(1e-2), task.init(jax.random.key(0))
-    theta, adam, kept = learned.init(jax.random.key(0)), tx.init(params), empty(params, features)
+    tx, theta, params = optax.adam(1e-2), learned.init(jax.random.key(0)), task.init(jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     shapes, decays = [p.shape for p in leaves], decays_of(theta, features)
-    for t in range(steps):
-        grads = jax.grad(task.loss)(params, task.batch(task.data, jax.random.key(t)))
+
+    @jax.jit
+    def step(carry, kept, key):
+        after, _, grads = inner_step(task, tx, carry, task.batch(task.data, key))
         each = zip(apart(kept, tree, shapes), jax.tree.leaves(grads), strict=True)
-        kept = together([accumulate(k, g, decays) for k, g in each], tree, shapes)
-        updates, adam = tx.update(grads, adam, params)
-        before, params = params, optax.apply_updates(params, updates)
+        return after, together([accumulate(k, g, decays) for k, g in each], tree, shapes), grads
+
+    carry, kept = (params, tx.init(params)), empty(params, features)
+    for t in range(steps):
+        before, _ = carry
+        carry, kept, grads = step(carry, kept, jax.random.key(t))
     at = next(i for i, shape in enumerate(shapes) if len(shape) > 1)
     p, g, k = jax.tree.leaves(before)[at], jax.tree.leaves(grads)[at], apart(kept, tree, shapes)[at]
     inputs = side_by_side(seen_of(p, g, k), g.shape).reshape(features.seen(), -1)
@@ -309,5 +326,5 @@ def glimpse(task: Task, learned: Learned, features: Features, steps: int, parame
     direction, magnitude = by_products(theta["layers"], jnp.concatenate([inputs, times]))
     first = shown[0]
     answer = float(direction[first]), float(magnitude[first])
-    step = float(step_of(direction, magnitude)[first])
-    return Glimpse(np.asarray(inputs[:, shown]), float(g.ravel()[first]), answer, step)
+    update = float(step_of(direction, magnitude)[first])
+    return Glimpse(np.asarray(inputs[:, shown]), float(g.ravel()[first]), answer, update)

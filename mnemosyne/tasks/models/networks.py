@@ -42,6 +42,21 @@ class Convolutional(nn.Module):
         return nn.Dense(self.classes)(x.reshape(x.shape[0], -1))
 
 
+class Pooled(nn.Module):
+    """3×3 convolutions with ReLU, the mean over all places, a linear layer (Metz et al. 2022, App. E)."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    classes: int
+
+    @nn.compact
+    def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
+        x = images
+        for width, stride in zip(self.channels, self.strides, strict=True):
+            x = nn.relu(nn.Conv(width, (3, 3), stride)(x))
+        return nn.Dense(self.classes)(x.mean(axis=(1, 2)))
+
+
 def patches(images: Float[Array, "n h w c"], size: int, stride: int) -> Float[Array, "n a b p"]:
     """Cut out what a convolution with 'SAME' padding sees at each place.
 
