@@ -13,6 +13,7 @@ from mnemosyne.tasks.classification import ViTSpec, classify
 from mnemosyne.tasks.data.images import Dataset, draw, pool, standardise
 from mnemosyne.tasks.data.text import Text
 from mnemosyne.tasks.models.networks import Attentive, Convolutional, Pooled, Recurrent, Stack
+from mnemosyne.tasks.models.residual import Residual
 from mnemosyne.types import Data, Scalar, Task
 
 HELD_OUT = 1_000
@@ -63,6 +64,16 @@ def pooled_conv(images: Dataset, channels: tuple[int, ...], strides: tuple[int, 
     """Classify images by 3×3 convolutions and the mean over places; channels 32-64-64, strides 2-1-1 in Metz et al."""
     network = Pooled(channels, strides, images.classes)
     name = f"conv {_sizes(channels)}, strides {_sizes(strides)}"
+    return _classifier(_batched(name, batch_size), network, images, batch_size)
+
+
+def residual(
+    images: Dataset, blocks: tuple[int, ...], bottleneck: bool = False, width: int = 64, batch_size: int = 64
+) -> Task:
+    """Classify images by a residual network: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) with bottlenecks ResNet-50."""
+    layers = 2 + sum(blocks) * (3 if bottleneck else 2)
+    network = Residual(blocks, bottleneck, images.classes, width)
+    name = f"resnet {layers}" if width == 64 else f"resnet {layers}, width {width}"
     return _classifier(_batched(name, batch_size), network, images, batch_size)
 
 

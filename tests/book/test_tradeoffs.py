@@ -8,14 +8,16 @@ import pandas as pd
 import pytest
 
 from mnemosyne.book.chapter import open_run
-from mnemosyne.book.studies import overhead, tradeoffs
+from mnemosyne.book.studies import overhead, prices, tradeoffs
 from mnemosyne.metatrain.pes import PESConfig
 from mnemosyne.optimizer.accumulators import Features, feature_names
 from mnemosyne.optimizer.perparameter import per_parameter, small_fc
+from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.tasks import suite
 from mnemosyne.types import Learned
 from tests.metatrain.test_truncated import quadratic
 
+ADAM_ALONE = optax.adam(1e-3)
 RATE = Learned(lambda key: {"rate": 0.01 + 0.01 * jax.random.uniform(key)}, lambda theta: optax.sgd(theta["rate"]))
 
 
@@ -150,7 +152,50 @@ def test_overheads_are_ratios_to_adam_by_rounds():
     assert row.low < row.times < row.high
 
 
+def test_overheads_are_swept_one_axis_at_a_time():
+    rows = overhead.swept(overhead.image_mlp, "digits", (4, 8, 16), (128, 32), rounds=2)
+    cells = rows.groupby(["width", "batch"]).optimizer.apply(set)
+    assert set(cells.index) == {(4, 128), (8, 128), (16, 128), (8, 32)}
+    assert all(names == {"small_fc", "nn_adam"} for names in cells)
+
+
+def test_large_networks_have_the_sizes_of_their_names_in_the_table(digits, monkeypatch):
+    monkeypatch.setattr(overhead.data, "load", lambda name: digits)
+    count = lambda model: overhead.count(
+        jax.eval_shape(overhead.full_model(model, "digits", 2).init, jax.random.key(0))
+    )
+    assert np.isclose(count("ResNet-18"), 11.17e6, rtol=0.01)
+    assert np.isclose(count("ResNet-50"), 23.5e6, rtol=0.01)
+    assert np.isclose(count("Transformer, 256"), 43.1e6, rtol=0.02)
+
+
+def test_prices_count_weights_and_bytes():
+    table = prices.prices(1_000, ("small_fc",), ("velo_cam",), rounds=1).set_index("optimizer")
+    assert table.weights["small_fc"] == 197
+    assert table.weights["Adam"] == 0
+    assert np.isclose(table.bytes["Adam"], 8.004)
+    assert np.isclose(table.bytes["small_fc"], 16 + 12 * (10 + 100) / 1_000 + 0.008)
+    assert table.times["Adam"] == 1.0
+    assert np.allclose(table.times, table.ns / table.ns["Adam"])
+    assert set(table.index) == {"small_fc", OPTIMIZERS["velo_cam"].label, *overhead.hand_made()}
+
+
+def test_what_holds_a_gigabyte_is_not_timed(monkeypatch):
+    monkeypatch.setattr(prices, "state_bytes", lambda tx, params: 8_004 if tx is ADAM_ALONE else 10**9)
+    monkeypatch.setattr(prices, "everyone", lambda labels, names: {"Adam": ADAM_ALONE, "Lion": optax.lion(1e-3)})
+    table = prices.prices(1_000, (), (), rounds=1).set_index("optimizer")
+    assert np.isnan(table.ns["Lion"])
+    assert table.ns["Adam"] > 0
+
+
+def test_speed_of_evolution_is_counted_over_all_runs():
+    table = prices.evolving("digits", "Adam", (1, 2), rounds=1)
+    assert list(table.optimizer) == ["Adam", "Adam"]
+    assert list(table.pairs) == [1, 2]
+    assert (table.steps > 0).all()
+
+
 def test_both_forms_are_timed_at_every_width():
-    table = overhead.forms((2, 4), parameters=1_000, inputs=3, rounds=2)
+    table = prices.forms((2, 4), parameters=1_000, inputs=3, rounds=2)
     assert table.groupby(["width", "form"]).size().tolist() == [2, 2, 2, 2]
     assert (table.ns > 0).all()

@@ -182,6 +182,19 @@ def test_full_size_convolutions_have_the_papers_shapes(digits):
     assert np.isfinite(task.loss(params, batch))
 
 
+def test_a_residual_block_starts_near_the_identity_path(digits):
+    """With all convolutions at zero, what is left of a network without strides is its first layer and its head."""
+    task = suite.residual(digits, (1, 1), width=4, batch_size=3)
+    assert task.name == "resnet 6, width 4 batch 3"
+    params = task.init(jax.random.key(0))
+    halved = jax.tree.map(jnp.copy, params)
+    halved["Block_0"] = jax.tree.map(jnp.zeros_like, params["Block_0"])
+    batch = task.batch(task.data, jax.random.key(1))
+    grads = jax.grad(task.loss)(halved, batch)
+    assert float(jnp.abs(grads["Conv_0"]["kernel"]).max()) > 0  # around the silent block
+    assert float(jnp.abs(task.loss(params, batch) - task.loss(halved, batch))) > 0
+
+
 def test_the_recurrent_unit_is_flax_gru():
     network, tokens = Recurrent(7, 4, 5), jnp.arange(6)[None] % 7
     params = network.init(jax.random.key(0), tokens)["params"]

@@ -3,29 +3,27 @@
 Weights do not change what a step costs, so these optimizers have those they are born with.
 """
 
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import pandas as pd
-from jaxtyping import Array
 
-from mnemosyne.book.bench import ROUNDS, per_call, seconds_per_step
+from mnemosyne.book.bench import seconds_per_step
 from mnemosyne.book.verdicts import log_ratio
 from mnemosyne.memory.compact import cam
 from mnemosyne.memory.recurrent import lstm
 from mnemosyne.optimizer.composite import state_bytes
 from mnemosyne.optimizer.controlled_adam import nn_adam
 from mnemosyne.optimizer.hierarchical import rnn_fc
-from mnemosyne.optimizer.perparameter import by_elements, by_products, fc, side_by_side, small_fc, truncated_init
+from mnemosyne.optimizer.perparameter import fc, small_fc
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.unit_direction import celo2
 from mnemosyne.tasks import data, suite
 from mnemosyne.tasks.models.transformer import count
-from mnemosyne.types import Learned, Task, Theta
+from mnemosyne.types import Learned, Task
 
 ARCHITECTURES: dict[str, Learned] = {
     "small_fc": small_fc(),
@@ -108,27 +106,54 @@ def bytes_held(name: str, labels: Sequence[str], names: Sequence[str]) -> dict[s
     return held | {"NAdamW": held["AdamW"]}
 
 
-def forms(widths: Sequence[int], parameters: int = 100_000, inputs: int = 28, rounds: int = ROUNDS) -> pd.DataFrame:
-    """Time the network of small_fc alone, by products with matrices and by sums of whole arrays.
+def swept(
+    make: Callable[..., Task], name: str, widths: Sequence[int], batches: Sequence[int], rounds: int
+) -> pd.DataFrame:
+    """Overhead of small_fc and of nn_adam over Adam: rows (width, batch, optimizer, times, …), one axis at a time.
 
-    Returns:
-        Rows (width, form, ns): nanoseconds per parameter, a row for each round.
+    Args:
+        make: (name of images, width, batch) → task.
+        name: of images.
+        widths: at a batch of 128.
+        batches: at the middle one of the widths.
+        rounds: of timing.
     """
-    seen = [jax.random.normal(jax.random.key(i), (parameters // 100, 100)) for i in range(inputs)]
-    functions = {"products": lambda layers, seen: by_products(layers, side_by_side(seen, seen[0].shape))}
-    functions |= {"elements": by_elements}
-    compiled = {k: jax.jit(partial(_summed, f)) for k, f in functions.items()}
-    rows = []
-    for width in widths:
-        sizes = [inputs, width, width, 2]
-        keys = jax.random.split(jax.random.key(0), 3)
-        layers = [truncated_init(k, a, b) for k, a, b in zip(keys, sizes[:-1], sizes[1:], strict=True)]
-        for _ in range(rounds):
-            for form, f in compiled.items():
-                rows.append((width, form, 1e9 * per_call(f, layers, seen, calls=3) / parameters))
-    return pd.DataFrame(rows, columns=["width", "form", "ns"])
+    middle, rows = widths[len(widths) // 2], []
+    contenders = {"Adam": optax.adam(1e-3)} | {k: born(ARCHITECTURES[k]) for k in ("small_fc", "nn_adam")}
+    cells = dict.fromkeys([*((width, 128) for width in widths), *((middle, batch) for batch in batches)])
+    for width, batch in cells:
+        task = make(name, width, batch)
+        seconds = seconds_per_step({label: (task, tx) for label, tx in contenders.items()}, rounds, calls=3)
+        rows.append(over(seconds).assign(width=width, batch=batch))
+    return pd.concat(rows, ignore_index=True)
 
 
-def _summed(f: Callable, layers: list[Theta], seen: list[Array]) -> Array:
-    direction, magnitude = f(layers, seen)
-    return direction * jnp.exp(magnitude)
+def full_model(model: str, name: str, batch: int) -> Task:
+    """A network of Tab. 1 on 32×32 pixels or on text, by the name that it has there.
+
+    Args:
+        model: "ResNet-18", "ResNet-50", or "Transformer, L", six layers of 768 over L characters.
+        name: of images.
+        batch: examples a step.
+    """
+    kind, size = re.fullmatch(r"(\w+)\W+(\d+)", model).groups()
+    if kind == "Transformer":
+        return suite.attentive(data.load_text("synthetic"), 6, 12, 768, 4 * 768, int(size), batch)
+    blocks, bottleneck = {"18": ((2, 2, 2, 2), False), "50": ((3, 4, 6, 3), True)}[size]
+    return suite.residual(data.resize(data.load(name), 32, 3), blocks, bottleneck, batch_size=batch)
+
+
+def large(model: str, name: str, batch: int, rounds: int) -> pd.DataFrame:
+    """Overhead of small_fc over Adam on one large network: a row (model, parameters, batch, adam_ms, ms, times, …).
+
+    Args:
+        model: a name of Tab. 1, see `full_model`.
+        name: of images.
+        batch: examples a step.
+        rounds: of timing.
+    """
+    task = full_model(model, name, batch)
+    contenders = {"Adam": optax.adam(1e-3), "small_fc": born(ARCHITECTURES["small_fc"])}
+    seconds = seconds_per_step({label: (task, tx) for label, tx in contenders.items()}, rounds)
+    about = {"model": model, "parameters": count(jax.eval_shape(task.init, jax.random.key(0))), "batch": batch}
+    return over(seconds).assign(**about, adam_ms=1e3 * seconds["Adam"].median())
