@@ -129,7 +129,7 @@ def bench_training(
         step: parameters, state and batch, frozen parameters among it, and all temporaries.
     """
     ready = {label: _prepared(*entry) for label, entry in entries.items()}
-    spent = _in_turns({label: step for label, (step, _) in ready.items()}, rounds)
+    spent = in_turns({label: step for label, (step, _) in ready.items()}, rounds)
     table = pd.DataFrame.from_dict({label: about for label, (_, about) in ready.items()}, orient="index")
     return table.assign(**{"examples/s": examples / spent.median()})
 
@@ -144,10 +144,10 @@ def seconds_per_step(
         rounds: rows.
         calls: steps that a number is the mean of.
     """
-    return _in_turns({label: _prepared(*entry)[0] for label, entry in entries.items()}, rounds, calls)
+    return in_turns({label: _prepared(*entry)[0] for label, entry in entries.items()}, rounds, calls)
 
 
-def _in_turns(steps: dict[str, Callable[[], float]], rounds: int, calls: int = 1) -> pd.DataFrame:
+def in_turns(steps: dict[str, Callable[[], float]], rounds: int, calls: int = 1) -> pd.DataFrame:
     """What timers return: rounds × timers, means of `calls` after one that does not count: others filled the caches."""
     mean = lambda step: float(np.mean([step() for _ in range(calls + 1)][1:]))
     return pd.DataFrame([{label: mean(step) for label, step in steps.items()} for _ in range(rounds)])

@@ -135,6 +135,28 @@ def across(rows: pd.DataFrame, marks: Sequence[int], base: str = "Adam", column:
     return pd.DataFrame(found, columns=["step", "optimizer", "log_ratio", "half", "shown"])
 
 
+def only_at(parts: Sequence[pd.DataFrame], steps: Sequence[int]) -> pd.DataFrame:
+    """The rows of several runs at a few steps; with `run.summary` they are found without the rest."""
+    return pd.concat([rows[rows.step.isin(steps)] for rows in parts])
+
+
+def best_for_all(rows: pd.DataFrame, mark: int, column: str = "train_loss") -> dict[str, float]:
+    """The rate of each optimizer that has the lowest mean log loss at a mark, over tasks and seeds.
+
+    A rate with any run that is not finite there cannot win.
+    """
+    at = rows[rows.step == mark]
+    losses = np.log(at[column].where(np.isfinite(at[column]), np.inf))
+    means = losses.groupby([at.optimizer, at.rate]).mean()
+    return {optimizer: rate for optimizer, rate in means.groupby("optimizer").idxmin()}
+
+
+def at_settings(rows: pd.DataFrame, fixed: dict[str, float]) -> pd.DataFrame:
+    """The rows of optimizers at one rate each, under the name "NAdamW, one setting"."""
+    parts = [rows[(rows.optimizer == name) & (rows.rate == rate)] for name, rate in fixed.items()]
+    return pd.concat(parts).assign(optimizer=lambda r: r.optimizer + ", one setting")
+
+
 def told(estimate: tuple[float, float]) -> str:
     """'0.95 [0.91, 0.99]': a ratio with its 95% interval, of a mean log ratio and its half-width."""
     mean, half = estimate

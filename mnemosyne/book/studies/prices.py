@@ -10,7 +10,7 @@ import optax
 import pandas as pd
 from jaxtyping import Array
 
-from mnemosyne.book.bench import ROUNDS, per_call, stepper
+from mnemosyne.book.bench import ROUNDS, in_turns, per_call, stepper
 from mnemosyne.book.studies.overhead import ARCHITECTURES, everyone
 from mnemosyne.metatrain.pes import PES, PESConfig
 from mnemosyne.optimizer.composite import state_bytes
@@ -28,7 +28,7 @@ def prices(size: int, labels: Sequence[str], names: Sequence[str], rounds: int =
         size: parameters.
         labels: keys of `ARCHITECTURES`.
         names: of this package.
-        rounds: medians of so many, in which the optimizers take turns.
+        rounds: medians of so many, in which the optimizers take turns, each with three updates.
 
     Returns:
         Rows (optimizer, weights, bytes, parameters, ns, times): bytes of state and nanoseconds per parameter. The
@@ -44,7 +44,7 @@ def prices(size: int, labels: Sequence[str], names: Sequence[str], rounds: int =
         rows[label] = {"weights": weights, "bytes": held / size, "parameters": size}
         if held < 1e9:
             timers[label] = updating(tx, grads, params)
-    spent = pd.DataFrame([{label: once() for label, once in timers.items()} for _ in range(rounds)]).median()
+    spent = in_turns(timers, rounds, calls=3).median()
     table = pd.DataFrame.from_dict(rows, orient="index").assign(ns=1e9 * spent / size, times=spent / spent["Adam"])
     return table.rename_axis("optimizer").reset_index()
 
