@@ -238,6 +238,19 @@ def faults() -> str:
     return table(head, [*rows, ("", "**all**", *sums, "")])
 
 
+def prices() -> str:
+    """What every optimizer costs and is worth: weights, bytes, time over Adam's by parameters, loss over Adam's."""
+    found, means = published("overhead_prices"), published("transfer_means")
+    times = found.pivot(index="optimizer", columns="parameters", values="times")
+    first = found.groupby("optimizer")[["weights", "bytes"]].first().join(times).sort_values(times.columns[0])
+    last = means.step.max()
+    worth = means[means.step == last].set_index("optimizer")["mean"].rename("loss")
+    number = lambda x: "" if pd.isna(x) else f"{x:,.3g}" if x < 1_000 else f"{x:,.0f}"
+    sizes = (f"time, × Adam, {n:,} parameters" for n in times.columns)
+    head = ("optimizer", "weights", "bytes per parameter", *sizes, f"loss, × best Adam, {last:,} steps")
+    return table(head, [(name, *map(number, row)) for name, row in first.join(worth).iterrows()])
+
+
 def _labelled(*labels: str) -> dict[str, str]:
     return {LABEL.get(x, x): f"`{x}`" if x.islower() else x for x in labels}
 
@@ -261,6 +274,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
     "transfer": transfer_means,
     "costs": costs,
+    "prices": prices,
     "gallery": gallery,
     "addresses": addresses,
     "faults": faults,

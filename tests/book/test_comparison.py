@@ -119,3 +119,13 @@ def test_best_rates_differ_where_no_rate_is_best_on_all_tasks(rows):
     close = rows[rows.task == "b"].copy()
     close.loc[(close.rate == 0.01) & (close.seed == 0), "train_loss"] = 0.9
     assert comparison.no_rate_for_all(close, 100) is None  # 0.9 and 2 against 1 and 1
+
+
+def test_one_setting_for_all_tasks_is_best_in_the_mean_and_lost_none(rows):
+    known = comparison.only_at([rows, rows.assign(step=50)], (100,))
+    assert set(known.step) == {100}
+    fixed = comparison.best_for_all(known, 100)
+    assert fixed == {"Adam": 0.01, "Rule": 1.0}  # 0.001 lost a run, 0.1 has the larger product
+    alone = comparison.at_settings(known, fixed)
+    assert set(alone.optimizer) == {"Adam, one setting", "Rule, one setting"}
+    assert set(alone[alone.optimizer == "Adam, one setting"].rate) == {0.01}
