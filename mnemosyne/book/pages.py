@@ -87,11 +87,7 @@ def means_of(optimizer: str) -> pd.DataFrame:
 def prodigy() -> str:
     """What the published comparison says of Prodigy, which needs no learning rate either."""
     means = means_of("Prodigy")
-    if means.empty:
-        return "No published table compares it with Prodigy yet."
-    return (
-        "Prodigy stands at " + ", ".join(f"{row.mean:.2f} after {row.step} steps" for row in means.itertuples()) + "."
-    )
+    return f"Prodigy has {' and '.join(f'{row.mean:.2f} after {row.step:,} steps' for row in means.itertuples())}."
 
 
 def price() -> str:
