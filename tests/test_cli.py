@@ -83,38 +83,24 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
     assert "wrote" in said.out
 
 
-def test_search_writes_weights_of_the_whole_optimizer(capsys, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["paced", "slim"])
+def test_search_writes_weights_of_the_whole_optimizer(name, capsys, tmp_path, monkeypatch):
     few = lambda images, text: [suite.regression(3, (4,), "relu"), suite.mlp(suite.small(images, 4), (3,), "relu")]
     monkeypatch.setattr(sets, "varied_train", few)
     monkeypatch.setattr(sets, "varied_validation", few)
-    args = [
-        "search",
-        "--images",
-        "digits",
-        "--text",
-        "synthetic",
-        "--out",
-        str(tmp_path),
-        "--iterations",
-        "2",
-        "--steps",
-        "20",
-        "--marks",
-        "10",
-        "20",
-    ]
-    args += ["--pairs", "2", "--selection.marks", "20", "--selection.seeds", "0"]
-    code, said = call(capsys, *args)
+    told = f"search {name} --images digits --text synthetic --iterations 2 --steps 20 --marks 10 20 --pairs 2"
+    args = [*told.split(), "--selection.marks", "20", "--selection.seeds", "0"]
+    code, said = call(capsys, *args, "--out", str(tmp_path))
     assert code == 0
     assert "iteration 2" in said.out
-    theta, learned = zoo.load_weights(tmp_path / "paced.safetensors")
-    assert learned is OPTIMIZERS["paced"].learned
-    direction, _ = zoo.load_weights(zoo.path_of("normalised"))
-    assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
-    card = (tmp_path / "paced.md").read_text(encoding="utf-8")
-    command = card.split("`")[1].split()
-    assert sorted(command[3:]) == sorted(args[: args.index("--out")] + args[args.index("--out") + 2 :])
-    assert zoo.digest("normalised") in card
+    theta, learned = zoo.load_weights(tmp_path / f"{name}.safetensors")
+    assert learned is OPTIMIZERS[name].learned
+    card = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert sorted(card.split("`")[1].split()[3:]) == sorted(args)
+    if name == "paced":
+        direction, _ = zoo.load_weights(zoo.path_of("normalised"))
+        assert np.array_equal(theta["direction"]["head"]["out"], direction["head"]["out"])
+        assert zoo.digest("normalised") in card
 
 
 def test_evolve_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ from mnemosyne.book.publish import publish as publish_runs
 from mnemosyne.book.reproduce import reproduce as reproduce_notebooks
 from mnemosyne.metatrain.pes import PESConfig
 from mnemosyne.metatrain.recipes import (
+    SEARCHED,
     VARIED,
     Selection,
     by_evolution,
@@ -23,7 +24,7 @@ from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.registry import OPTIMIZERS
 
 EVOLVED = ("small_fc", "nn_adam")
-TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name not in ("paced", *EVOLVED))
+TRUNCATED = tuple(name for name, entry in OPTIMIZERS.items() if not entry.parts and name not in (*SEARCHED, *EVOLVED))
 
 
 def reproduce(
@@ -89,24 +90,27 @@ def meta_train(
 
 
 def search(
+    name: tyro.conf.Positional[Literal[tuple(SEARCHED)]] = "paced",
     config: tyro.conf.OmitArgPrefixes[SearchConfig] = SearchConfig(),  # noqa: B008
     selection: Selection = VARIED,
     *,
-    out: Path = Path("data/meta-training/paced"),
+    out: Path | None = None,
     images: str = "mnist",
     text: str = "wikitext2",
 ) -> int:
-    """Search for the pace of `paced`; the same command goes on after a kill.
+    """Search for a law of a few numbers over whole runs; the same command goes on after a kill.
 
     Args:
+        name: which optimizer.
         config: what the search does.
         selection: how a snapshot is chosen afterwards.
-        out: folder of the run.
+        out: folder of the run; data/meta-training/<name> by default.
         images: a data set for the networks that see images; `digits` are always there.
         text: a data set for those that read; `synthetic` is always there.
     """
-    folders.writable(out)
-    report(make_weights("paced", by_search("paced", config, images, text), out, selection, line))
+    folder = out or Path("data") / "meta-training" / name
+    folders.writable(folder)
+    report(make_weights(name, by_search(name, config, images, text), folder, selection, line))
     return 0
 
 

@@ -27,7 +27,7 @@ from mnemosyne.optimizer.zoo import digest, load_weights, path_of, save_weights
 from mnemosyne.provenance import device, versions
 from mnemosyne.tasks import data, sets
 from mnemosyne.tasks.data.text import load_text
-from mnemosyne.types import Task, Theta
+from mnemosyne.types import Learned, Task, Theta
 
 
 class Recipe(NamedTuple):
@@ -101,23 +101,58 @@ def by_truncation(name: str, meta: MetaConfig, dataset: str = "mnist") -> Recipe
     )
 
 
-def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str = "wikitext2") -> Recipe:
+class Searched(NamedTuple):
+    """What is searched for under a name."""
+
+    law: Learned
+    complete: Callable[[Theta], Theta]  # the law → all weights
+    about: tuple[str, ...] = ()  # lines of the card
+
+
+def pace_of_paced() -> Searched:
     """A pace for the shipped direction `normalised`, searched for with Adam's direction in its place for speed."""
+    theta, _ = load_weights(path_of("normalised"))
+    return Searched(
+        pace_over(optax.adam(1e-2)),
+        lambda law: {"direction": theta, "pace": law},
+        (
+            f"- **Direction**: the weights of `normalised`, sha256 {digest('normalised')}. The law was searched for "
+            "over Adam's direction at rate 1e-2, which `normalised` was trained to imitate, at a fifth of the cost.",
+        ),
+    )
+
+
+SEARCHED = {"paced": pace_of_paced, "slim": lambda: Searched(OPTIMIZERS["slim"].learned, lambda theta: theta)}
+"""By name: what is searched for, made when it is asked for."""
+
+
+def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str = "wikitext2") -> Recipe:
+    """A law of a few numbers, searched for over whole runs.
+
+    Args:
+        name: a key of `SEARCHED`.
+        config: what the search does.
+        images: a data set for the networks that see images.
+        text: a data set for those that read.
+
+    Raises:
+        ValueError: if the iterations are not whole chunks.
+        DataError: if a data set is unknown, absent or damaged.
+    """
     check_chunks(Search, config)
     pictures, characters = data.load(images), load_text(text)
     tasks, validation = (make(pictures, characters) for make in (sets.varied_train, sets.varied_validation))
-    theta, _ = load_weights(path_of("normalised"))
+    law, complete, about = SEARCHED[name]()
     return Recipe(
-        trainer=Search(pace_over(optax.adam(1e-2)), tuple(tasks), config),
-        complete=lambda law: {"direction": theta, "pace": law},
+        trainer=Search(law, tuple(tasks), config),
+        complete=complete,
         validation=validation,
         about=(
             f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViTs), and {text}.",
             f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
             f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
             "network of Fig. 3 or Fig. 10 took part.",
-            f"- **Direction**: the weights of `normalised`, sha256 {digest('normalised')}. The law was searched for "
-            "over Adam's direction at rate 1e-2, which `normalised` was trained to imitate, at a fifth of the cost.",
+            *about,
             f"- **Differences from the paper**: {OPTIMIZERS[name].differs}.",
         ),
         options=_options(images=(images, "mnist"), text=(text, "wikitext2")),
@@ -253,7 +288,7 @@ def write_card(name: str, recipe: Recipe, selection: Selection, log: list[dict],
 
 STANDARDS = {
     MetaConfig: ("meta-train {}", MetaConfig(), Selection()),
-    SearchConfig: ("search", SearchConfig(), VARIED),
+    SearchConfig: ("search {}", SearchConfig(), VARIED),
     PESConfig: ("evolve {}", PESConfig(), VARIED),
 }
 """By the kind of configuration: the command, and what it takes where nothing is said."""

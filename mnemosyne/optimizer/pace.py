@@ -117,6 +117,19 @@ def watch(
     return agreement, jnp.stack([short, long, jnp.maximum(size[2], long / (1.0 - 0.99**t))])
 
 
+def integral(
+    theta: Theta, agreement: Float[Array, "2"], course: Float[Array, ""], weight: Float[Array, ""] | float = 1.0
+) -> Float[Array, ""]:
+    """The sum of the agreement's excess over the target, with one more step of some weight."""
+    excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
+    return jnp.clip(course + _GAIN * weight * excess, *_RANGE)
+
+
+def bounded(log_pace: Float[Array, ""]) -> Float[Array, ""]:
+    """A pace of its logarithm, between e⁻⁶ and e⁶."""
+    return jnp.exp(jnp.clip(log_pace, *_RANGE))
+
+
 def sizes_and_cosines(tensors: Tensors, g: Array, step: Array) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """Each tensor's √(mean g²), and the cosine of g and minus its last step."""
     rms = root_mean_squares(tensors, g)
@@ -149,10 +162,9 @@ def at_pace(
     def law(t, rms, cosine, agreement, size, course, start, vector, extent):
         """One tensor: (its pace, its numbers)."""
         agreement, size = watch(t, rms, cosine, agreement, size)
-        excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
-        course = jnp.clip(course + _GAIN * excess, *_RANGE)
+        course = integral(theta, agreement, course)
         log_pace = features(t, agreement, size, course, start, vector, extent) @ theta["w"] + theta["b"]
-        return jnp.exp(jnp.clip(log_pace, *_RANGE)), agreement, size, course
+        return bounded(log_pace), agreement, size, course
 
     def update(updates, state, params=None, **extra):
         steps, inner = direction.update(updates, state.direction, params, **extra)

@@ -19,6 +19,7 @@ from mnemosyne.optimizer.paper import paper_rule, stacked_rule
 from mnemosyne.optimizer.perparameter import small_fc
 from mnemosyne.optimizer.rule import COORDINATE, LIGHT, Rule, log_value
 from mnemosyne.optimizer.sizes import scale_by_own_rms, scale_by_tensor_rms
+from mnemosyne.optimizer.slim import slim
 from mnemosyne.optimizer.tensorwise import tensorwise
 from mnemosyne.optimizer.transform import from_rule, scale_by_rule
 from mnemosyne.optimizer.velo import velo
@@ -104,6 +105,13 @@ OPTIMIZERS = {
         "#c2185b",
         "the direction of `normalised` at a pace of its own for every tensor, a power law of nine features",
         paced(NORMALISED.direction),
+    ),
+    "slim": Optimizer(
+        "Mnemosyne slim",
+        "#e4572e",
+        "Adam's direction and state, with learned β₁ and β₂, at a pace of its own for every tensor, a power law of "
+        "eleven features; no memory but Adam's two averages",
+        slim(),
     ),
     "tensor": Optimizer("Mnemosyne tensor-wise", "#2b8f8a", _CHUNKS, TENSOR),
     "tensor_averaged": Optimizer(

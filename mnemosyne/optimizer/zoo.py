@@ -82,14 +82,15 @@ def pretrained(
     Clipping belongs before, a schedule into `step_size` or behind.
 
     Args:
-        name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or
-            "coordinate" (the paper's: two encoders of width 16, raw gradients, App. B.1), "odd" (the same size, odd by
-            construction, normalised per tensor), "light" (one encoder of width 8, §5.3), "normalised" (the direction of
-            "paced" alone), "tensor" (a memory for each tensor, §3.2), "tensor_averaged" (of averaged gradients) and
-            "tensor_paced" (that at a learned pace, with half of Adam's state), "super" (light on the largest tensors,
-            tensor-wise on the others, §5.4) and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2),
-            or a peer: "lstm", "s4"; "small_fc" and "nn_adam", whose `update` needs the parameters; "velo_lstm" and
-            "velo_cam", whose `update` needs the parameters, `value=loss` and `horizon=steps`.
+        name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or "slim" (such
+            a law for Adam's step, with Adam's state, no memory), "coordinate" (the paper's: two encoders of width 16,
+            raw gradients, App. B.1), "odd" (the same size, odd by construction, normalised per tensor), "light" (one
+            encoder of width 8, §5.3), "normalised" (the direction of "paced" alone), "tensor" (a memory for each
+            tensor, §3.2), "tensor_averaged" (of averaged gradients) and "tensor_paced" (that at a learned pace, with
+            half of Adam's state), "super" (light on the largest tensors, tensor-wise on the others, §5.4) and
+            "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2), or a peer: "lstm", "s4"; "small_fc"
+            and "nn_adam", whose `update` needs the parameters; "velo_lstm" and "velo_cam", whose `update` needs the
+            parameters, `value=loss` and `horizon=steps`.
         step_size: s, a factor on every update, or a schedule of it; 1 is what was meta-trained.
         weight_decay: λ in [0, 1), the share of each weight that a step takes away. It is AdamW's learning rate times
             its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters. None by default.

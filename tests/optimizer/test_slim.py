@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mnemosyne.optimizer.composite import state_bytes
+from mnemosyne.optimizer.pace import at_pace
+from mnemosyne.optimizer.slim import FEATURES, RATE, law, scale_by_slim, slim
+from tests.optimizer.test_pace import NOTHING, PARAMS, gradients, run
+
+NONE = -1e9  # of the look ahead
+PLAIN = {**NOTHING, "w": jnp.zeros(len(FEATURES)), "speeds": jnp.zeros(2), "ahead": jnp.float32(NONE)}
+
+
+def after(theta, steps=5, factor=1.0):
+    return run(scale_by_slim(theta), steps, factor)
+
+
+def test_without_a_law_it_is_adam():
+    """Not where a gradient is below ε: Adam's is 1e-8 whatever the gradients are."""
+    (ours, _), (adam, _) = after(PLAIN), run(optax.adam(RATE, b1=0.9, b2=0.99))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(adam), strict=True):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_speeds_of_the_averages_are_learned():
+    theta = {**PLAIN, "speeds": jnp.log(jnp.array([0.3 / 0.1, 0.002 / 0.01]))}
+    for a, b in zip(
+        *(jax.tree.leaves(run(tx)[0]) for tx in (scale_by_slim(theta), optax.adam(RATE, 0.7, 0.998))), strict=True
+    ):
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
+
+
+def test_half_a_look_ahead_is_half_the_gradient():
+    theta = {**PLAIN, "ahead": jnp.float32(2.0)}
+    g = [0.3, -0.2]
+    tx, params = scale_by_slim(theta), jnp.array([1.0])
+    state = tx.init(params)
+    for x in g:
+        moved, state = tx.update(jnp.array([x]), state)
+    mean = (0.9 * 0.1 * g[0] + 0.1 * g[1]) / (1 - 0.9**2)
+    square = (0.99 * 0.01 * g[0] ** 2 + 0.01 * g[1] ** 2) / (1 - 0.99**2)
+    assert np.allclose(moved, -RATE * (0.5 * mean + 0.5 * g[1]) / np.sqrt(square), rtol=1e-4)
+
+
+def test_it_agrees_with_steps_that_it_does_not_keep():
+    """The running cosines are those of the law that keeps a copy of Adam's last step."""
+    (_, ours), (_, kept) = after(PLAIN), run(at_pace(NOTHING, optax.adam(RATE, 0.9, 0.99)))
+    assert np.allclose(ours.agreement, kept.agreement, atol=1e-5)
+    assert np.abs(ours.agreement).max() > 0.01
+    assert np.allclose(ours.size, kept.size, rtol=1e-5)
+
+
+def test_it_holds_adams_bytes_and_nine_numbers_a_tensor():
+    learned = slim()
+    tx = learned.make(learned.init(jax.random.key(0)))
+    tensors = {"a": jnp.zeros((50, 20)), "b": jnp.zeros(20)}
+    assert state_bytes(tx, tensors) == 8 * 1_020 + 2 * 4 * 8 + 8  # and two counters
+
+
+def test_each_weight_multiplies_by_its_feature():
+    at = {name: i for i, name in enumerate(FEATURES)}
+    number = jnp.float32
+    seen = {"t": 9.0, "rms": 1.0, "cosine": 0.0, "signal": np.exp(-0.6)}
+    numbers = jnp.zeros(2), jnp.zeros(3), number(0.0), number(1.0), number(0.0), number(1.0)
+    pace = lambda name: law({**PLAIN, "w": PLAIN["w"].at[at[name]].set(1.0)}, *map(number, seen.values()), *numbers)[0]
+    assert np.isclose(pace("signal"), np.exp(-0.6 / 2 + 0.5), rtol=1e-5)
+    assert np.isclose(pace("signal × time"), np.exp((-0.6 / 2 + 0.5) * (np.log(10.0) / 4 - 1)), rtol=1e-5)
+    assert np.isclose(pace("time"), np.exp(np.log(10.0) / 4 - 1), rtol=1e-5)
+
+
+def test_the_course_of_noise_falls_as_a_logarithm():
+    """Without agreement it is −0.02 · tanh(target) · Σ 1 / (1 + t/300)."""
+    theta, course = {**PLAIN, "target": jnp.float32(0.5)}, jnp.float32(0.0)
+    for t in range(1, 1_001):
+        course = 0.02 / (1 + t / 300) * -np.tanh(0.5) + course
+    tx, g = scale_by_slim(theta), jnp.zeros(3)
+    last, _ = jax.lax.scan(lambda s, _: (tx.update(g, s)[1], None), tx.init(g), None, length=1_000)
+    assert np.isclose(last.course[0], course, rtol=1e-3)
+
+
+@pytest.mark.parametrize("factor", [1e-6, 1e6, 1e-30, 1e30])
+def test_scaling_the_loss_changes_nothing(factor):
+    theta = slim().init(jax.random.key(0))
+    for a, b in zip(*(jax.tree.leaves(after(theta, factor=f)[0]) for f in (1.0, factor)), strict=True):
+        assert np.allclose(a, b, rtol=1e-3, atol=1e-7)
+
+
+def test_gradients_that_start_at_zero_or_leap_leave_all_finite():
+    learned = slim()
+    tx = learned.make(learned.init(jax.random.key(0)))
+    state = tx.init(PARAMS)
+    for t, factor in enumerate((0.0, 0.0, 1e-30, 1.0, 1e30, 0.0, 1e-30)):
+        moved, state = tx.update(gradients(t, factor), state, PARAMS)
+        assert all(np.isfinite(x).all() for x in jax.tree.leaves((moved, state)))
+        if t < 2:
+            assert not any(np.any(x) for x in jax.tree.leaves(moved))
