@@ -175,7 +175,7 @@ def transfer_means() -> str:
             cell(row, 1000),
             f"{row['worst', 1000]:,.{2 if row['worst', 1000] < 100 else 0}f}",
         )
-        for name in ("paced", "light", "coordinate", "lstm", "velo_lstm", "velo_cam")
+        for name in ("paced", "slim", "light", "coordinate", "lstm", "velo_lstm", "velo_cam")
         for row in [rows.loc[LABEL[name]]]
     ]
     return table(("", "after 200 steps", "after 1,000 steps", "worst network, 1,000 steps"), found)

@@ -108,7 +108,7 @@ OPTIMIZERS = {
     ),
     "slim": Optimizer(
         "Mnemosyne slim",
-        "#e4572e",
+        "#7bc043",
         "Adam's direction and state, with learned β₁ and β₂, at a pace of its own for every tensor, a power law of "
         "eleven features; no memory but Adam's two averages",
         slim(),
