@@ -76,7 +76,11 @@ def test_the_command_writes_stale_blocks_anew_and_nothing_else(elsewhere, capsys
 
 
 def test_prodigy_is_told_as_it_is_measured(elsewhere):
-    row = next(line for line in (elsewhere / "transfer_means.csv").read_text("utf-8").splitlines() if "Prodigy" in line)
+    row = next(
+        line
+        for line in (elsewhere / "transfer_means.csv").read_text(encoding="utf-8").splitlines()
+        if "Prodigy" in line
+    )
     replaced(elsewhere / "transfer_means.csv", row, "Prodigy,200,1.25,1,2,3,16")
     assert pages.prodigy().startswith("Prodigy has 1.25 after 200 steps and ")
 
@@ -110,7 +114,7 @@ def test_the_first_example_of_the_readme_trains_as_it_stands():
 
 def test_the_names_that_the_readme_gives_are_there():
     names = re.findall(r'^\| `"(\w+)"`', README.read_text(encoding="utf-8"), re.MULTILINE)
-    assert len(names) == 4
+    assert len(names) == 5
     for name in names:
         assert mnemosyne.pretrained(name).init({"w": jax.numpy.zeros((2, 3))})
 
