@@ -52,7 +52,7 @@ def test_it_agrees_with_steps_that_it_does_not_keep():
     assert np.allclose(ours.size, kept.size, rtol=1e-5)
 
 
-def test_it_holds_adams_bytes_and_nine_numbers_a_tensor():
+def test_it_holds_adams_bytes_and_eight_numbers_a_tensor():
     learned = slim()
     tx = learned.make(learned.init(jax.random.key(0)))
     tensors = {"a": jnp.zeros((50, 20)), "b": jnp.zeros(20)}
