@@ -130,6 +130,12 @@ def bounded(log_pace: Float[Array, ""]) -> Float[Array, ""]:
     return jnp.exp(jnp.clip(log_pace, *_RANGE))
 
 
+def kinds(tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
+    """What the law knows of each tensor beforehand, [n] and [n]: whether it is a vector or scalar, and its elements."""
+    vector = np.array([len(shape) < 2 for shape in tensors.shapes], np.float32)
+    return vector, np.maximum(tensors.sizes, 1).astype(np.float32)
+
+
 def sizes_and_cosines(tensors: Tensors, g: Array, step: Array) -> tuple[Float[Array, "n"], Float[Array, "n"]]:
     """Each tensor's √(mean g²), and the cosine of g and minus its last step."""
     rms = root_mean_squares(tensors, g)
@@ -173,10 +179,8 @@ def at_pace(
         def advance(tensors, elements, numbers):
             way, step, g = (x.astype(jnp.float32) for x in elements)
             seen = sizes_and_cosines(tensors, g, step)
-            vector = np.array([len(shape) < 2 for shape in tensors.shapes], np.float32)
-            extent = np.maximum(tensors.sizes, 1).astype(np.float32)
             laws = jax.vmap(partial(law, count.astype(jnp.float32)))
-            pace, *numbers = laws(*seen, *numbers, vector, extent)
+            pace, *numbers = laws(*seen, *numbers, *kinds(tensors))
             return [tensors.spread(pace) * way], numbers
 
         numbers = [state.agreement, state.size, state.course, state.start]

@@ -15,7 +15,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -97,9 +96,7 @@ def scale_by_slim(theta: Theta) -> optax.GradientTransformationExtraArgs:
             looked = (1.0 - ahead) * m / (1.0 - (1.0 - fast) ** t) + ahead * g
             way = looked / (root(v / (1.0 - (1.0 - slow) ** t)) + 1e-8)
             seen = rms, cosine, root_mean_squares(tensors, way)
-            vector = np.array([len(shape) < 2 for shape in tensors.shapes], np.float32)
-            extent = np.maximum(tensors.sizes, 1).astype(np.float32)
-            stride, *moving = jax.vmap(partial(law, theta, t))(*seen, *moving, start, vector, extent)
+            stride, *moving = jax.vmap(partial(law, theta, t))(*seen, *moving, start, *pace.kinds(tensors))
             return [-RATE * tensors.spread(stride) * way, m, v], [*moving, start, unit]
 
         numbers = [state.agreement, state.size, state.course, state.start, state.unit]
