@@ -233,10 +233,10 @@ class Run:
 
 
 def legible(id: str, fig: Figure) -> None:
-    """Refuse a figure that a page of 5.5 in would have to shrink, or that has text under 7 pt.
+    """Refuse a figure that a page of 5.5 in would have to shrink, that has text under 7 pt, or a title that is cut.
 
     Raises:
-        ValueError: and says how wide it is, or which texts are small.
+        ValueError: and says how wide it is, or which texts are small, or which do not fit.
     """
     width = fig.get_figwidth()
     if width > WIDTH:
@@ -246,6 +246,10 @@ def legible(id: str, fig: Figure) -> None:
     if small:
         told = ", ".join(f"{text!r} ({size:g})" for text, size in small.items())
         raise ValueError(f"figure {id!r} has text under {SMALLEST:g} pt: {told}")
+    renderer = fig.canvas.get_renderer()  # not the one that drew it last, which may have been a PDF's
+    cut = [t.get_text() for t in fig.texts if t.get_window_extent(renderer).width > fig.bbox.width]
+    if cut:
+        raise ValueError(f"figure {id!r} is narrower than {cut[0]!r}: write it in two lines")
 
 
 def open_run(

@@ -12,6 +12,7 @@ the sum of past agreements beyond a target, an integral controller: with a range
 feature at one time could tell (a hypergradient, Baydin et al. 2018, in units of angles).
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -70,13 +71,14 @@ def features(
     start: Float[Array, ""],
     vector: Float[Array, ""],
     extent: Float[Array, ""],
+    more: Sequence[Float[Array, ""]] = (),
 ) -> Float[Array, "k"]:
-    """f_t of one tensor of `extent` elements, each of order one; see `FEATURES`."""
+    """f_t of one tensor of `extent` elements, each of order one; see `FEATURES`. `more` stands behind them."""
     short, long = size[0] / (1.0 - 0.9**t), size[1] / (1.0 - 0.99**t)
     # Not the logarithm of the ratio, whose derivative divides by b².
     ratio = lambda a, b: jnp.log(jnp.maximum(a, 1e-37)) - jnp.log(jnp.maximum(b, 1e-37))
     seen = [
-        jnp.log1p(t) / 4.0 - 1.0,
+        clock(t),
         jnp.log(jnp.maximum(start, 1e-8)) / 3.0 + 0.7,
         vector,
         *jnp.tanh(5.0 * agreement),
@@ -85,7 +87,12 @@ def features(
         jnp.log(extent) / 5.0 - 1.4,
         course,
     ]
-    return jnp.stack(seen)
+    return jnp.stack([*seen, *more])
+
+
+def clock(t: Float[Array, ""]) -> Float[Array, ""]:
+    """The first feature: log(1 + t), of order one."""
+    return jnp.log1p(t) / 4.0 - 1.0
 
 
 def starts(params: Params) -> Float[Array, "n"]:
@@ -117,17 +124,35 @@ def watch(
     return agreement, jnp.stack([short, long, jnp.maximum(size[2], long / (1.0 - 0.99**t))])
 
 
-def integral(
-    theta: Theta, agreement: Float[Array, "2"], course: Float[Array, ""], weight: Float[Array, ""] | float = 1.0
-) -> Float[Array, ""]:
-    """The sum of the agreement's excess over the target, with one more step of some weight."""
+def law(
+    theta: Theta,
+    t: Float[Array, ""],
+    rms: Float[Array, ""],
+    cosine: Float[Array, ""],
+    agreement: Float[Array, "2"],
+    size: Float[Array, "3"],
+    course: Float[Array, ""],
+    *known: Float[Array, ""],
+    weight: Float[Array, ""] | float = 1.0,
+    more: Sequence[Float[Array, ""]] = (),
+) -> tuple[Float[Array, ""], Float[Array, "2"], Float[Array, "3"], Float[Array, ""]]:
+    """One tensor: (its pace, its agreement, size and course).
+
+    Args:
+        theta: the law.
+        t: steps taken, this one among them.
+        rms: the gradient's size.
+        cosine: of the gradient and minus the last step.
+        agreement, size, course: running numbers so far, see `PaceState`.
+        known: its start, and its `kinds`.
+        weight: of this step in the course.
+        more: features beyond `FEATURES`.
+    """
+    agreement, size = watch(t, rms, cosine, agreement, size)
     excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
-    return jnp.clip(course + _GAIN * weight * excess, *_RANGE)
-
-
-def bounded(log_pace: Float[Array, ""]) -> Float[Array, ""]:
-    """A pace of its logarithm, between e⁻⁶ and e⁶."""
-    return jnp.exp(jnp.clip(log_pace, *_RANGE))
+    course = jnp.clip(course + _GAIN * weight * excess, *_RANGE)
+    log_pace = features(t, agreement, size, course, *known, more) @ theta["w"] + theta["b"]
+    return jnp.exp(jnp.clip(log_pace, *_RANGE)), agreement, size, course
 
 
 def kinds(tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:
@@ -165,13 +190,6 @@ def at_pace(
         step = jax.tree.map(lambda p: jnp.zeros_like(p, dtype=step_dtype), params)
         return PaceState(inner, jnp.zeros((), jnp.int32), step, numbers(2), numbers(3), numbers(), starts(params))
 
-    def law(t, rms, cosine, agreement, size, course, start, vector, extent):
-        """One tensor: (its pace, its numbers)."""
-        agreement, size = watch(t, rms, cosine, agreement, size)
-        course = integral(theta, agreement, course)
-        log_pace = features(t, agreement, size, course, start, vector, extent) @ theta["w"] + theta["b"]
-        return bounded(log_pace), agreement, size, course
-
     def update(updates, state, params=None, **extra):
         steps, inner = direction.update(updates, state.direction, params, **extra)
         count = optax.safe_increment(state.count)
@@ -179,7 +197,7 @@ def at_pace(
         def advance(tensors, elements, numbers):
             way, step, g = (x.astype(jnp.float32) for x in elements)
             seen = sizes_and_cosines(tensors, g, step)
-            laws = jax.vmap(partial(law, count.astype(jnp.float32)))
+            laws = jax.vmap(partial(law, theta, count.astype(jnp.float32)))
             pace, *numbers = laws(*seen, *numbers, *kinds(tensors))
             return [tensors.spread(pace) * way], numbers
 

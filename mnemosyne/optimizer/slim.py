@@ -112,17 +112,9 @@ def law(
     rms: Float[Array, ""],
     cosine: Float[Array, ""],
     signal: Float[Array, ""],
-    agreement: Float[Array, "2"],
-    size: Float[Array, "3"],
-    course: Float[Array, ""],
-    start: Float[Array, ""],
-    vector: Float[Array, ""],
-    extent: Float[Array, ""],
+    *numbers,
 ) -> tuple[Float[Array, ""], Float[Array, "2"], Float[Array, "3"], Float[Array, ""]]:
-    """One tensor: (its pace, its agreement, size and course)."""
-    agreement, size = pace.watch(t, rms, cosine, agreement, size)
-    course = pace.integral(theta, agreement, course, 1.0 / (1.0 + t / _SETTLING))
+    """`pace.law` with two more features, of the direction's root-mean-square, and a course that settles."""
     clear = jnp.clip(jnp.log(jnp.maximum(signal, 1e-8)), -5.0, 1.0) / 2.0 + 0.5
-    known = pace.features(t, agreement, size, course, start, vector, extent)
-    f = jnp.concatenate([known, jnp.stack([clear, clear * known[0]])])
-    return pace.bounded(f @ theta["w"] + theta["b"]), agreement, size, course
+    weight, more = 1.0 / (1.0 + t / _SETTLING), (clear, clear * pace.clock(t))
+    return pace.law(theta, t, rms, cosine, *numbers, weight=weight, more=more)

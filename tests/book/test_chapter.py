@@ -518,6 +518,17 @@ def test_a_figure_that_a_page_would_shrink_is_refused(checkout):
     plt.close("all")
 
 
+def test_a_title_that_its_page_would_cut_is_refused(checkout):
+    run, fig = open_run("01_good"), plt.figure(figsize=(3, 2))
+    title = "wider than three inches " * 3
+    fig.suptitle(title.replace("inches ", "inches\n"))
+    run.figure("fine", fig)
+    fig.suptitle(title)
+    with pytest.raises(ValueError, match="figure 'cut' is narrower than 'wider than three"):
+        run.figure("cut", fig)
+    plt.close("all")
+
+
 def test_variants_are_medians_over_the_meta_seeds_beside_them():
     losses = {0: (1.0, 4.0), 1: (3.0, 3.0), 2: (9.0, 9.0)}  # two tasks each; meta-seed 0's geometric mean is 2
     rows = [("a", k, step, x / step) for k, xs in losses.items() for x in xs for step in (1, 2)]
