@@ -1,0 +1,240 @@
+"""The experiments of notebooks 25 to 28: Memformers on prompts of random linear regressions, and what they compete with.
+
+    cell = Cell("lfom", Memformer(preconditioned, lfom, 4))
+    found = run.keep(trained, *setting(run, cell))          # losses, curves, weights of every training seed
+    rivals = run.keep(references, SKEWED, run.seeds, run.scale.prompts, 8)
+
+A loss is the squared error of the answer to one prompt. Two means of it are kept: the logarithm of the mean over
+prompts, which the paper draws and which rare bad prompts decide; and the mean of logarithms, of a typical prompt.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+from jaxtyping import Array
+from scipy.optimize import minimize
+
+from mnemosyne.book.chapter import Run
+from mnemosyne.memformers import methods
+from mnemosyne.memformers.layers import Memformer, Weights, init
+from mnemosyne.memformers.prompts import Distribution, Prompt, skewed, transformed
+from mnemosyne.memformers.training import Recipe, batch, errors, train, training_batch
+
+SKEWED = (1.0, 1.0, 0.5, 0.25, 1.0)
+"""The paper's D. With x = U D z its figures agree; covariances then are D²."""
+
+AS_TEXT = tuple(d**0.5 for d in SKEWED)
+"""The reading of the paper's text, by which D is the covariance."""
+
+ISOTROPIC = (1.0,) * 5
+
+RATES = (0.1, 0.03, 0.01)
+RATES_GDPP = (0.03, 0.01, 0.003)
+"""Learning rates to choose from: the one with the lowest loss on validation prompts, in the mean over seeds."""
+
+EXAMPLES = Recipe().examples
+MEASURES = ("log_mean", "mean_log")
+_FLOOR = 1e-16  # a squared error that float32 cannot tell from zero
+
+
+class Cell(NamedTuple):
+    """One trained model of a comparison."""
+
+    name: str
+    model: Memformer
+    stretch: tuple[float, ...] = SKEWED
+    rates: tuple[float, ...] = RATES
+    batch: int = 0  # prompts; 0: the scale's
+    more_seeds: int = 1  # so many times as many training seeds as a scale has
+
+
+def setting(run: Run, cell: Cell) -> tuple:
+    """The arguments of `trained` for a cell at a run's scale."""
+    steps = run.scale.prompt_steps
+    recipe = Recipe(steps=steps, batch=cell.batch or run.scale.prompt_batch, renewal=min(100, max(1, steps // 2)))
+    seeds = tuple(range(1000 * run.seed, 1000 * run.seed + cell.more_seeds * run.scale.seeds))
+    return cell.model, recipe, cell.stretch, seeds, run.few(cell.rates, 1), run.scale.prompts
+
+
+def weights_of(found: dict, cell: Cell) -> Weights:
+    """The trained weights of a cell, [seeds …]."""
+    like = jax.eval_shape(lambda: init(cell.model, jax.random.key(0), d=len(cell.stretch), examples=EXAMPLES))
+    leaves = [jnp.asarray(leaf, jnp.float32) for leaf in found["weights"]]
+    return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def losses(run: Run, cells: Sequence[Cell], which: str = "test") -> pd.DataFrame:
+    """The losses of cells, trained or found: rows (model, layers, rate, seed, log_mean, …)."""
+    parts = []
+    for cell in cells:
+        found = run.keep(trained, *setting(run, cell))
+        parts.append(found[which].assign(model=cell.name, layers=cell.model.layers, rate=found["rate"]))
+    return pd.concat(parts, ignore_index=True)
+
+
+def keys_of(seeds: Sequence[int]) -> Array:
+    return jax.vmap(jax.random.key)(jnp.asarray(seeds))
+
+
+def distributions(stretch: Sequence[float], seeds: Sequence[int], rotation: int = 0) -> Distribution:
+    """A distribution for each seed, which has a rotation U of its own."""
+    one = lambda key: skewed(jnp.asarray(stretch), jax.random.fold_in(key, rotation))
+    return jax.tree.map(lambda *x: jnp.stack(x), *map(one, keys_of(seeds)))
+
+
+def fresh(of: Distribution, seeds: Sequence[int], which: int, number: int) -> Prompt:
+    """Prompts that no training has seen: [seeds number]; `which` is 1 for validation, 2 for the test."""
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, 1_000 + which))(keys_of(seeds))
+    return jax.jit(jax.vmap(lambda d, key: batch(d, EXAMPLES, key, number)))(of, keys)
+
+
+def summed_up(seeds: Sequence[int], losses: Array, **named: Any) -> list[dict]:
+    """A row for each seed: both means of its losses [seeds prompts], and quantiles of their logarithms."""
+    rows = []
+    for seed, row in zip(seeds, np.asarray(losses, np.float64), strict=True):
+        logs = np.log(np.maximum(row, _FLOOR))
+        quantiles = {f"q{int(100 * q):02d}": np.quantile(logs, q) for q in (0.05, 0.25, 0.5, 0.75, 0.95)}
+        rows.append({**named, "seed": seed, "log_mean": np.log(row.mean()), "mean_log": logs.mean(), **quantiles})
+    return rows
+
+
+def trained(
+    model: Memformer,
+    recipe: Recipe,
+    stretch: Sequence[float],
+    seeds: Sequence[int],
+    rates: Sequence[float],
+    prompts: int,
+) -> dict:
+    """Train from every seed at every rate; measure at the rate that is best on validation prompts.
+
+    Returns:
+        Plain values: `test`, `training` (the prompts that were trained on last) and `validation` as tables, the
+        `curve` of the chosen rate, the `rate`, and its `weights`, leaves in the order of the tree, [seeds …].
+    """
+    of = distributions(stretch, seeds)
+    weights, curves = train(model, recipe, of, keys_of(seeds), jnp.asarray(rates))
+    last = jax.jit(jax.vmap(lambda w, p: errors(model, w, p)[:, -1]))
+    validation = fresh(of, seeds, 1, prompts)
+    chosen = [np.asarray(last(at(weights, i), validation)).mean(1) for i in range(len(rates))]
+    scores = [np.log(np.where(np.isfinite(c), c, np.inf)).mean() for c in chosen]
+    best = int(np.argmin(scores))
+    weights, curve = at(weights, best), np.asarray(curves)[best]
+    trained_on = jax.jit(jax.vmap(partial(training_batch, recipe, chunk=recipe.steps // recipe.renewal - 1)))
+    at_steps = recipe.renewal * np.arange(curve.shape[1])
+    return {
+        "test": pd.DataFrame(summed_up(seeds, last(weights, fresh(of, seeds, 2, prompts)))),
+        "training": pd.DataFrame(summed_up(seeds, last(weights, trained_on(of, keys_of(seeds))))),
+        "validation": pd.DataFrame({"rate": rates, "log_loss": scores}),
+        "curve": pd.DataFrame(
+            [
+                (s, int(t), float(x))
+                for s, row in zip(seeds, curve, strict=True)
+                for t, x in zip(at_steps, row, strict=True)
+            ],
+            columns=["seed", "step", "loss"],
+        ),
+        "rate": float(rates[best]),
+        "weights": [np.asarray(leaf).tolist() for leaf in jax.tree.leaves(weights)],
+    }
+
+
+def at(tree: Any, i: int) -> Any:
+    return jax.tree.map(lambda x: x[i], tree)
+
+
+def measured(
+    model: Memformer, weights: Weights, stretch: Sequence[float], rotation: int, seeds: Sequence[int], prompts: int
+) -> pd.DataFrame:
+    """What trained weights [seeds …] are worth on prompts of another covariance: rows as those of `trained`."""
+    losses = jax.jit(jax.vmap(lambda w, p: errors(model, w, p)[:, -1]))
+    found = losses(weights, fresh(distributions(stretch, seeds, rotation), seeds, 2, prompts))
+    return pd.DataFrame(summed_up(seeds, found))
+
+
+# What they compete with -----------------------------------------------------------------------------------------------
+
+
+def tuned(stretch: Sequence[float], depth: int, draws: int, seed: int) -> dict:
+    """The best fixed coefficients of each kind of method for each number of steps, by expected loss.
+
+    Returns:
+        {method: {"loss": log of the expected loss by step, "gains": Γ by step}}, with `best` for the best of all
+        linear first-order methods, whose gains are those of descent at the inverse roots of its polynomial.
+    """
+    of = methods.spectra(skewed(jnp.asarray(stretch), jax.random.key(seed)), EXAMPLES, draws, seed)
+    score = lambda gains: np.log(methods.expected_loss(methods.residuals(gains)[-1], of))
+    top = float(of.values.max())
+    kinds = {
+        "gradient descent": (lambda p, k: methods.descent([np.exp(p[0])] * k), (-0.5,)),
+        "momentum": (
+            lambda p, k: methods.momentum([np.exp(p[0])] * k, [1 / (1 + np.exp(-p[1]))] * k),
+            (-0.5, -1.0),
+        ),
+        "Chebyshev": (
+            lambda p, k: methods.chebyshev(np.exp(p[0]), np.exp(p[0]) + np.exp(p[1]), k),
+            (np.log(top / 20), np.log(top / 2)),
+        ),
+    }
+    found = {}
+    for name, (make, start) in kinds.items():
+        best = [
+            minimize(lambda p, k=k, make=make: score(make(p, k)), start, method="Nelder-Mead")
+            for k in range(1, depth + 1)
+        ]
+        gains = [np.asarray(make(b.x, k)).tolist() for k, b in enumerate(best, start=1)]
+        found[name] = {"loss": [float(b.fun) for b in best], "gains": gains}
+    polynomials = methods.best_polynomials(of, depth)[1:]
+    roots = [p.roots() for p in polynomials]
+    found["best"] = {
+        "loss": [float(np.log(methods.expected_loss(p, of))) for p in polynomials],
+        "gains": [np.diag(1 / np.sort(r.real)[::-1]).tolist() for r in roots],
+        "largest imaginary part": float(max(np.abs(r.imag).max() for r in roots)),
+        "smallest root": float(min(r.real.min() for r in roots)),
+    }
+    return found
+
+
+def references(stretch: Sequence[float], seeds: Sequence[int], prompts: int, depth: int, draws: int) -> pd.DataFrame:
+    """Losses of every reference on the test prompts of every seed: rows (method, steps, seed, log_mean, …).
+
+    Fixed coefficients are those of `tuned`. The two methods "with Σ⁻¹" are given the covariance, which a
+    preconditioner can learn: they see inputs that it has made isotropic.
+    """
+    of = distributions(stretch, seeds)
+    test = fresh(of, seeds, 2, prompts)
+    white = jax.vmap(lambda root: jnp.linalg.inv(root))(of.root)
+    gains = {name: found["gains"] for name, found in tuned(stretch, depth, draws, seeds[0]).items()}
+    whitened = tuned(ISOTROPIC, depth, draws, seeds[0])["best"]["gains"]
+    newton = lambda tokens: methods.newton_schulz(tokens, depth)
+    conjugate = lambda tokens: methods.conjugate_gradients(tokens, depth)
+    fixed = lambda gains, tokens: jnp.stack(
+        [jnp.zeros(()), *(methods.first_order(tokens, jnp.asarray(g, jnp.float32))[-1] for g in gains)]
+    )
+    plain = {
+        **{name: partial(fixed, g) for name, g in gains.items()},
+        "conjugate gradients": conjugate,
+        "Newton–Schulz": newton,
+    }
+    known = {"best, with Σ⁻¹": partial(fixed, whitened), "conjugate gradients, with Σ⁻¹": conjugate}
+    rows = []
+    for name, answer in {**plain, **known}.items():
+        change = (lambda tokens, m: transformed(tokens, m)) if name in known else (lambda tokens, m: tokens)
+        every = jax.jit(jax.vmap(jax.vmap(lambda t, m, a=answer, c=change: a(c(t, m)), (0, None))))(test.tokens, white)
+        losses = (every - test.answer[..., None]) ** 2
+        for k in range(depth + 1):
+            rows += summed_up(seeds, losses[..., k], method=name, steps=k)
+    return pd.DataFrame(rows)
+
+
+def against_on_batch(recipe: Recipe, stretch: Sequence[float], seeds: Sequence[int], k: int) -> pd.DataFrame:
+    """Conjugate gradients on the prompts that a model of these seeds was trained on last: rows as of `trained`."""
+    of, chunk = distributions(stretch, seeds), recipe.steps // recipe.renewal - 1
+    prompts = jax.jit(jax.vmap(partial(training_batch, recipe, chunk=chunk)))(of, keys_of(seeds))
+    answers = jax.jit(jax.vmap(jax.vmap(lambda t: methods.conjugate_gradients(t, k)[-1])))(prompts.tokens)
+    return pd.DataFrame(summed_up(seeds, (answers - prompts.answer) ** 2))
