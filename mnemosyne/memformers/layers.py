@@ -6,7 +6,7 @@ A layer computes attention and hands it to a memory, whose answer is added to th
 
 M = diag(1, …, 1, 0) keeps the query from being attended to. Both parts are arguments:
 
-    model = Memformer(preconditioned, lfom, layers=4)
+    model = Memformer(preconditioned(), lfom(), layers=4)
     weights = init(model, jax.random.key(0), d=5, examples=20)
     answers = predict(model, weights, prompt.tokens)             # after 0, 1, … 4 layers
 
@@ -43,13 +43,9 @@ def attention(P: Float[Array, "*h e e"], Q: Float[Array, "*h e e"], Z: Float[Arr
     return P @ ((known @ known.T) @ (Q @ Z))
 
 
-def _unit(d: int) -> Float[Array, "e e"]:
-    """P of a layer that writes to y alone."""
-    return jnp.zeros((d + 1, d + 1)).at[-1, -1].set(1.0)
-
-
-def _corner(block: Float[Array, "d d"]) -> Float[Array, "e e"]:
-    return jnp.pad(block, (0, 1))
+def _corner(block: Float[Array, "d d"], last: float = 0.0) -> Float[Array, "e e"]:
+    """diag(block, last)."""
+    return jnp.pad(block, (0, 1)).at[-1, -1].set(last)
 
 
 def _gradient(tokens: Tokens) -> Float[Array, " d"]:
@@ -61,42 +57,40 @@ def _normal(key: Array, *shape: int) -> Array:
     return SPREAD * jax.random.normal(key, shape)
 
 
-steps = Attention(
-    init=lambda key, d: {"a": _normal(key)},
-    write=lambda w, tokens: Tokens(None, -w["a"] * (_gradient(tokens) @ tokens.x)),
-    matrices=lambda w, d: (_unit(d), -w["a"] * _corner(jnp.eye(d))),
-)
-"""P = diag(0, 1), Q = −a diag(I, 0): without a memory, a step of gradient descent of length a."""
-
-preconditioned = Attention(
-    init=lambda key, d: {"A": _normal(key, d, d)},
-    write=lambda w, tokens: Tokens(None, -(_gradient(tokens) @ w["A"]) @ tokens.x),
-    matrices=lambda w, d: (_unit(d), -_corner(w["A"])),
-)
-"""P = diag(0, 1), Q = −diag(A, 0): a step along Aᵀ times the gradient."""
-
-gdpp = Attention(
-    init=lambda key, d: dict(zip("AB", _normal(key, 2, d, d), strict=True)),
-    write=lambda w, tokens: Tokens(
-        -(w["B"] @ (tokens.x[:, :-1] @ tokens.x[:, :-1].T) @ w["A"]) @ tokens.x,
-        preconditioned.write(w, tokens).y,
-    ),
-    matrices=lambda w, d: (_unit(d) + _corner(w["B"]), -_corner(w["A"])),
-)
-"""P = diag(B, 1), Q = −diag(A, 0): GD++, which also changes the inputs, x ← x − B S A x with S = Σ x_i x_iᵀ / n."""
+def steps() -> Attention:
+    """P = diag(0, 1), Q = −a diag(I, 0): without a memory, a step of gradient descent of length a."""
+    return Attention(
+        init=lambda key, d: {"a": _normal(key)},
+        write=lambda w, tokens: Tokens(None, -w["a"] * (_gradient(tokens) @ tokens.x)),
+        matrices=lambda w, d: (_corner(jnp.zeros((d, d)), 1.0), -w["a"] * _corner(jnp.eye(d))),
+    )
 
 
-def _unbound(w: Weights, tokens: Tokens) -> Tokens:
-    written = attention(w["P"], w["Q"], jnp.concatenate([tokens.x, tokens.y[None]]))
-    return Tokens(written[:-1], written[-1])
+def preconditioned() -> Attention:
+    """P = diag(0, 1), Q = −diag(A, 0): a step along Aᵀ times the gradient."""
+    return Attention(
+        init=lambda key, d: {"A": _normal(key, d, d)},
+        write=lambda w, tokens: Tokens(None, _along(w["A"], tokens)),
+        matrices=lambda w, d: (_corner(jnp.zeros((d, d)), 1.0), -_corner(w["A"])),
+    )
 
 
-unbound = Attention(
-    init=lambda key, d: dict(zip("PQ", _normal(key, 2, d + 1, d + 1), strict=True)),
-    write=_unbound,
-    matrices=lambda w, d: (w["P"], w["Q"]),
-)
-"""Any P and Q."""
+def gdpp() -> Attention:
+    """P = diag(B, 1), Q = −diag(A, 0): GD++, which also changes the inputs, x ← x − B S A x with S = Σ x_i x_iᵀ / n."""
+
+    def write(w: Weights, tokens: Tokens) -> Tokens:
+        known = tokens.x[:, :-1]
+        return Tokens(-(w["B"] @ (known @ known.T) @ w["A"]) @ tokens.x, _along(w["A"], tokens))
+
+    return Attention(
+        init=lambda key, d: dict(zip("AB", _normal(key, 2, d, d), strict=True)),
+        write=write,
+        matrices=lambda w, d: (_corner(w["B"], 1.0), -_corner(w["A"])),
+    )
+
+
+def _along(A: Float[Array, "d d"], tokens: Tokens) -> Float[Array, " t"]:
+    return -(_gradient(tokens) @ A) @ tokens.x
 
 
 def heads(kind: Attention, number: int) -> Attention:
@@ -142,34 +136,44 @@ def _times(gain: Any, written: Tokens) -> Tokens:
     return jax.tree.map(lambda r: gain * r, written)
 
 
-none = Memory(
-    init=lambda layers, like: {},
-    state=lambda like: (),
-    step=lambda w, l, state, written: (state, written),
-)
-"""Z ← Z + R_l / n: the linear Transformer."""
+def none() -> Memory:
+    """Z ← Z + R_l / n: the linear Transformer."""
+    return Memory(lambda layers, like: {}, lambda like: (), lambda w, i, state, written: (state, written))
 
 
-def _direction(w: Weights, l: int, state: Tokens, written: Tokens) -> tuple[Tokens, Tokens]:
-    state = _added([written, _times(w["gamma"][l], state)])
-    return state, _times(w["alpha"][l], state)
+def cgd_like() -> Memory:
+    """R_l = Attn + γ_l R_{l−1}, Z ← Z + α_l R_l / n: one register. Momentum with fixed numbers."""
+
+    def step(w: Weights, i: int, state: Tokens, written: Tokens) -> tuple[Tokens, Tokens]:
+        state = _added([written, _times(w["gamma"][i], state)])
+        return state, _times(w["alpha"][i], state)
+
+    return Memory(lambda layers, like: {"alpha": jnp.ones(layers), "gamma": jnp.zeros(layers)}, lambda like: like, step)
 
 
-cgd_like = Memory(
-    init=lambda layers, like: {"alpha": jnp.ones(layers), "gamma": jnp.zeros(layers)},
-    state=lambda like: like,
-    step=_direction,
-)
-"""R_l = Attn + γ_l R_{l−1}, Z ← Z + α_l R_l / n: a register of one R. Conjugate gradients, or momentum, with fixed
-coefficients."""
+def lfom() -> Memory:
+    """Z ← Z + Σ_{j ≤ l} Γ_j ⊙ R_j / n: every R_j is kept, with a gain Γ_j of its own size, the same in all layers."""
+    return Memory(_for_each_register, lambda like: (), _registers(lambda w, i, j: _of(w["Gamma"], j)))
+
+
+def present() -> Memory:
+    """Z ← Z + Γ_l ⊙ R_l / n: `lfom` without the past, with as many weights."""
+    gain = lambda w, i, j: _of(w["Gamma"], j) if j == i else None
+    return Memory(_for_each_register, lambda like: (), _registers(gain))
+
+
+def lfom_by_layer() -> Memory:
+    """Z ← Z + Σ_{j ≤ l} Γ_{lj} R_j / n, a number for each pair of layers: any linear first-order method."""
+    gains = _registers(lambda w, i, j: w["Gamma"][i, j])
+    return Memory(lambda layers, like: {"Gamma": jnp.eye(layers)}, lambda like: (), gains)
 
 
 def _registers(gain: Callable[[Weights, int, int], Any]) -> Callable:
     """Keep every R_j, and add Σ_{j ≤ l} gain(l, j) ⊙ R_j; a gain of None leaves R_j out."""
 
-    def step(w: Weights, l: int, state: tuple, written: Tokens) -> tuple[tuple, Tokens]:
+    def step(w: Weights, i: int, state: tuple, written: Tokens) -> tuple[tuple, Tokens]:
         state = (*state, written)
-        gains = [gain(w, l, j) for j in range(l + 1)]
+        gains = [gain(w, i, j) for j in range(i + 1)]
         return state, _added([_times(g, r) for g, r in zip(gains, state, strict=True) if g is not None])
 
     return step
@@ -183,28 +187,12 @@ def _of(gains: Any, j: int) -> Any:
     return jax.tree.map(lambda g: g[j], gains)
 
 
-lfom = Memory(_for_each_register, lambda like: (), _registers(lambda w, l, j: _of(w["Gamma"], j)))
-"""Z ← Z + Σ_{j ≤ l} Γ_j ⊙ R_j / n: every R_j is kept, and has a gain Γ_j of its own size, the same in all layers."""
-
-present = Memory(
-    _for_each_register, lambda like: (), _registers(lambda w, l, j: _of(w["Gamma"], j) if j == l else None)
-)
-"""Z ← Z + Γ_l ⊙ R_l / n: `lfom` without the past, with as many weights."""
-
-lfom_by_layer = Memory(
-    init=lambda layers, like: {"Gamma": jnp.eye(layers)},
-    state=lambda like: (),
-    step=_registers(lambda w, l, j: w["Gamma"][l, j]),
-)
-"""Z ← Z + Σ_{j ≤ l} Γ_{lj} R_j / n, a number for each pair of layers: any linear first-order method."""
-
-
 def tied(memory: Memory) -> Memory:
     """The same memory with one layer's weights in all layers."""
     return Memory(
         lambda layers, like: memory.init(min(layers, 1), like),
         memory.state,
-        lambda w, l, *rest: memory.step(w, 0, *rest),
+        lambda w, i, *rest: memory.step(w, 0, *rest),
     )
 
 
@@ -230,14 +218,10 @@ def init(model: Memformer, key: Array, *, d: int, examples: int) -> Weights:
     Raises:
         ValueError: if layers are negative, or d, the number of examples or of distinct layers is not at least 1.
     """
-    for what, number, least in (
-        ("layers", model.layers, 0),
-        ("distinct layers", 1 if model.distinct is None else model.distinct, 1),
-        ("d", d, 1),
-        ("examples", examples, 1),
-    ):
-        if number < least:
-            raise ValueError(f"{what} must be at least {least}, got {number}")
+    distinct = 1 if model.distinct is None else model.distinct
+    if model.layers < 0 or min(distinct, d, examples) < 1:
+        told = f"{model.layers} layers, {distinct} distinct, d = {d}, {examples} examples"
+        raise ValueError(f"layers must be at least 0, distinct layers, d and examples at least 1, got {told}")
     empty = Tokens(jnp.zeros((d, examples + 1)), jnp.zeros(examples + 1))
     layer = jax.vmap(lambda k: model.attention.init(k, d))
     return {
@@ -256,9 +240,9 @@ def forward(model: Memformer, weights: Weights, tokens: Tokens) -> list[Tokens]:
     """The prompt before the first layer, and after each."""
     state, after = model.memory.state(_zeros(model, tokens)), [tokens]
     n = tokens.y.size - 1
-    for l in range(model.layers):
-        written = model.attention.write(_of(weights["attention"], l % model.own), after[-1])
-        state, (x, y) = model.memory.step(weights["memory"], l, state, written)
+    for i in range(model.layers):
+        written = model.attention.write(_of(weights["attention"], i % model.own), after[-1])
+        state, (x, y) = model.memory.step(weights["memory"], i, state, written)
         last = after[-1]
         after.append(Tokens(last.x if x is None else last.x + x / n, last.y + y / n))
     return after

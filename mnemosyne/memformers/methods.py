@@ -11,7 +11,6 @@ k, p_k(0) = 1. So the best one for a distribution is a least-squares problem ove
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -40,9 +39,9 @@ def _answers(tokens: Tokens, ws: Sequence[Array]) -> Answers:
 def first_order(tokens: Tokens, gains: Float[Array, "k k"]) -> Answers:
     """w_{l+1} = w_l − Σ_{j ≤ l} Γ_{lj} (S w_j − b), from w_0 = 0: any linear first-order method by its coefficients."""
     (S, b), ws, gradients = normal_equations(tokens), [jnp.zeros(tokens.x.shape[0])], []
-    for l in range(len(gains)):
+    for i in range(len(gains)):
         gradients.append(S @ ws[-1] - b)
-        ws.append(ws[-1] - gains[l, : l + 1] @ jnp.stack(gradients))
+        ws.append(ws[-1] - gains[i, : i + 1] @ jnp.stack(gradients))
     return _answers(tokens, ws)
 
 
@@ -54,7 +53,7 @@ def descent(rates: Sequence[float]) -> Float[Array, "k k"]:
 def momentum(alpha: Sequence[float], gamma: Sequence[float]) -> Float[Array, "k k"]:
     """Γ of r_l = g_l + γ_l r_{l−1}, w_{l+1} = w_l − α_l r_l: Γ_{lj} = α_l γ_l γ_{l−1} … γ_{j+1}."""
     k = len(alpha)
-    rows = [[alpha[l] * np.prod(gamma[j + 1 : l + 1]) if j <= l else 0.0 for j in range(k)] for l in range(k)]
+    rows = [[alpha[i] * np.prod(gamma[j + 1 : i + 1]) if j <= i else 0.0 for j in range(k)] for i in range(k)]
     return jnp.asarray(rows, jnp.float32).reshape(k, k)
 
 
@@ -145,8 +144,8 @@ def expected_loss(p: Callable[[np.ndarray], np.ndarray], of: Spectra) -> float:
 def residuals(gains: Float[Array, "k k"]) -> list[Polynomial]:
     """p_0 = 1, p_1, … p_k of a method with coefficients Γ: p_{l+1} = p_l − λ Σ_{j ≤ l} Γ_{lj} p_j."""
     gains, left = np.asarray(gains, np.float64), [Polynomial([1.0])]
-    for l in range(len(gains)):
-        left.append(left[-1] - Polynomial([0.0, 1.0]) * sum(g * p for g, p in zip(gains[l], left, strict=False)))
+    for i in range(len(gains)):
+        left.append(left[-1] - Polynomial([0.0, 1.0]) * sum(g * p for g, p in zip(gains[i], left, strict=False)))
     return left
 
 
@@ -155,8 +154,7 @@ def best_polynomials(of: Spectra, k: int) -> list[Callable[[np.ndarray], np.ndar
 
     p(λ) = 1 − λ Σ_j c_j T_j(λ) with Chebyshev's T_j on [0, largest λ], in which least squares is well conditioned.
     """
-    top, best = of.values.max(), [Polynomial([1.0])]
-    line = Polynomial([0.0, 1.0])
+    top, line, best = of.values.max(), Polynomial([0.0, 1.0]), [Polynomial([1.0])]
     for degree in range(1, k + 1):
         basis = [Chebyshev.basis(j, domain=(0, top)) for j in range(degree)]
         T = of.values[..., None] * np.stack([t(of.values) for t in basis], -1)

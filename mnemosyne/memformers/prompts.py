@@ -82,20 +82,6 @@ def draw(distribution: Distribution, examples: int, key: Array) -> Prompt:
     return Prompt(Tokens(x, y.at[-1].set(0.0)), y[-1])
 
 
-def asked(x: Float[Array, "d n"], y: Float[Array, " n"], query: Float[Array, " d"]) -> Tokens:
-    """A prompt of one's own examples, whose answer is not known.
-
-    Raises:
-        ValueError: if there is no example, or a number is not finite where that can be seen.
-    """
-    if x.shape[1] < 1:
-        raise ValueError("a prompt needs at least 1 example, got none")
-    for name, values in {"x": x, "y": y, "query": query}.items():
-        if not isinstance(values, jax.core.Tracer) and not np.isfinite(values).all():
-            raise ValueError(f"{name} of a prompt holds numbers that are not finite")
-    return Tokens(jnp.concatenate([x, query[:, None]], axis=1), jnp.append(y, 0.0))
-
-
 def transformed(tokens: Tokens, matrix: Float[Array, "d d"]) -> Tokens:
     """The same question with x in other coordinates, matrix · x: a method on it is the method preconditioned."""
     return Tokens(matrix @ tokens.x, tokens.y)

@@ -68,8 +68,7 @@ def train(
         raise ValueError("a Memformer without layers has nothing to train")
     if recipe.steps % recipe.renewal or min(recipe[:3]) < 1:
         raise ValueError(f"steps must be a multiple of renewal, and all sizes at least 1, got {recipe}")
-    one = partial(_train_one, model, recipe)
-    of_seeds = jax.vmap(one, (0, 0, None))
+    of_seeds = jax.vmap(partial(_train_one, model, recipe), (0, 0, None))
     return jax.jit(lambda *given: jax.lax.map(lambda rate: of_seeds(*given, rate), rates))(distributions, seeds)
 
 

@@ -1,6 +1,6 @@
-"""The experiments of notebooks 25 to 28: Memformers on prompts of random linear regressions, and what they compete with.
+"""The experiments of notebooks 25 to 28: Memformers on prompts of random linear regressions, and their rivals.
 
-    cell = Cell("lfom", Memformer(preconditioned, lfom, 4))
+    cell = Cell("lfom", Memformer(preconditioned(), lfom(), 4))
     found = run.keep(trained, *setting(run, cell))          # losses, curves, weights of every training seed
     rivals = run.keep(references, SKEWED, run.seeds, run.scale.prompts, 8)
 
@@ -22,7 +22,7 @@ from scipy.optimize import minimize
 from mnemosyne.book.chapter import Run
 from mnemosyne.memformers import methods
 from mnemosyne.memformers.layers import Memformer, Weights, init
-from mnemosyne.memformers.prompts import Distribution, Prompt, skewed, transformed
+from mnemosyne.memformers.prompts import Distribution, Prompt, Tokens, skewed, transformed
 from mnemosyne.memformers.training import Recipe, batch, errors, train, training_batch
 
 SKEWED = (1.0, 1.0, 0.5, 0.25, 1.0)
@@ -34,7 +34,7 @@ AS_TEXT = tuple(d**0.5 for d in SKEWED)
 ISOTROPIC = (1.0,) * 5
 
 RATES = (0.1, 0.03, 0.01)
-RATES_GDPP = (0.03, 0.01, 0.003)
+RATES_GDPP = (0.03, 0.01)
 """Learning rates to choose from: the one with the lowest loss on validation prompts, in the mean over seeds."""
 
 EXAMPLES = Recipe().examples
@@ -68,7 +68,7 @@ def weights_of(found: dict, cell: Cell) -> Weights:
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
 
 
-def losses(run: Run, cells: Sequence[Cell], which: str = "test") -> pd.DataFrame:
+def table_of(run: Run, cells: Sequence[Cell], which: str = "test") -> pd.DataFrame:
     """The losses of cells, trained or found: rows (model, layers, rate, seed, log_mean, …)."""
     parts = []
     for cell in cells:
@@ -208,7 +208,7 @@ def references(stretch: Sequence[float], seeds: Sequence[int], prompts: int, dep
     """
     of = distributions(stretch, seeds)
     test = fresh(of, seeds, 2, prompts)
-    white = jax.vmap(lambda root: jnp.linalg.inv(root))(of.root)
+    white = jnp.linalg.inv(of.root)
     gains = {name: found["gains"] for name, found in tuned(stretch, depth, draws, seeds[0]).items()}
     whitened = tuned(ISOTROPIC, depth, draws, seeds[0])["best"]["gains"]
     newton = lambda tokens: methods.newton_schulz(tokens, depth)
@@ -224,12 +224,16 @@ def references(stretch: Sequence[float], seeds: Sequence[int], prompts: int, dep
     known = {"best, with Σ⁻¹": partial(fixed, whitened), "conjugate gradients, with Σ⁻¹": conjugate}
     rows = []
     for name, answer in {**plain, **known}.items():
-        change = (lambda tokens, m: transformed(tokens, m)) if name in known else (lambda tokens, m: tokens)
+        change = transformed if name in known else _as_it_is
         every = jax.jit(jax.vmap(jax.vmap(lambda t, m, a=answer, c=change: a(c(t, m)), (0, None))))(test.tokens, white)
         losses = (every - test.answer[..., None]) ** 2
         for k in range(depth + 1):
             rows += summed_up(seeds, losses[..., k], method=name, steps=k)
     return pd.DataFrame(rows)
+
+
+def _as_it_is(tokens: Tokens, matrix: Array) -> Tokens:
+    return tokens
 
 
 def against_on_batch(recipe: Recipe, stretch: Sequence[float], seeds: Sequence[int], k: int) -> pd.DataFrame:
