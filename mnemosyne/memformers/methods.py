@@ -73,14 +73,18 @@ def chebyshev(low: float, high: float, k: int) -> Float[Array, "k k"]:
 
 
 def conjugate_gradients(tokens: Tokens, k: int) -> Answers:
-    """After k ≥ d steps the least-squares solution, to rounding; a residual that has vanished stays where it is."""
+    """After k ≥ d steps the least-squares solution, to rounding.
+
+    A step is left out where the residual has vanished, or S does not know the direction, both to rounding.
+    """
     (S, r), w = normal_equations(tokens), jnp.zeros(tokens.x.shape[0])
-    direction, ws = r, [w]
+    eps, first, size, direction, ws = jnp.finfo(r.dtype).eps, r @ r, jnp.trace(S), r, [w]
     for _ in range(k):
-        length = r @ r
-        alpha = length / jnp.maximum(direction @ S @ direction, _TINY)
+        length, curvature = r @ r, direction @ S @ direction
+        goes = (length > (8 * eps) ** 2 * first) & (curvature > r.size * eps * size * (direction @ direction))
+        alpha = jnp.where(goes, length / jnp.where(goes, curvature, 1.0), 0.0)
         w, r = w + alpha * direction, r - alpha * S @ direction
-        direction = r + r @ r / jnp.maximum(length, _TINY) * direction
+        direction = jnp.where(goes, r + r @ r / jnp.where(goes, length, 1.0) * direction, direction)
         ws.append(w)
     return _answers(tokens, ws)
 
