@@ -44,7 +44,8 @@ def test_what_a_kind_writes_is_linear_attention_with_its_matrices(kind, number):
     of = KINDS[kind] if number is None else layers.heads(KINDS[kind], number)
     weights = jax.tree.map(lambda w: 50 * w, of.init(jax.random.key(1), D))
     tokens, (P, Q) = a_prompt().tokens, of.matrices(weights, D)
-    each = [naive(p, q, matrix(tokens)) for p, q in zip(P.reshape(-1, D + 1, D + 1), Q.reshape(-1, D + 1, D + 1))]
+    pairs = zip(*(m.reshape(-1, D + 1, D + 1) for m in (P, Q)), strict=True)
+    each = [naive(p, q, matrix(tokens)) for p, q in pairs]
     written = of.write(weights, tokens)
     found = matrix(Tokens(jnp.zeros_like(tokens.x) if written.x is None else written.x, written.y))
     close(found, sum(each))
@@ -118,9 +119,7 @@ def test_without_the_past_lfom_is_present():
     weights = init(two[0], jax.random.key(0), d=D, examples=N)
     past, without = (predict(model, weights, tokens)[-1] for model in two)
     assert abs(past - without) > 1e-6
-    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(
-        jnp.shape, init(two[1], jax.random.key(0), d=D, examples=N)
-    )
+    assert jax.tree.map(jnp.shape, weights) == jax.tree.map(jnp.shape, init(two[1], jax.random.key(0), d=D, examples=N))
 
 
 @pytest.mark.parametrize("kind", ["steps", "preconditioned"])
@@ -143,9 +142,7 @@ def test_tied_layers_are_layers_with_the_same_weights():
     model = Memformer(layers.steps(), layers.tied(layers.cgd_like()), 4, distinct=1)
     weights = {"attention": {"a": jnp.array([0.7])}, "memory": {"alpha": jnp.array([0.9]), "gamma": jnp.array([0.4])}}
     apart = jax.tree.map(lambda w: jnp.repeat(w, 4), weights)
-    close(
-        predict(model, weights, tokens), predict(Memformer(layers.steps(), layers.cgd_like(), 4), apart, tokens)
-    )
+    close(predict(model, weights, tokens), predict(Memformer(layers.steps(), layers.cgd_like(), 4), apart, tokens))
     like = init(model, jax.random.key(0), d=D, examples=N)
     assert jax.tree.map(jnp.shape, like) == jax.tree.map(jnp.shape, weights)
 

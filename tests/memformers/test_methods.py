@@ -87,7 +87,7 @@ def test_no_steps_answer_zero():
 
 
 def test_one_best_step_has_its_closed_form():
-    """Isotropic: step n / (n + d + 1), loss d (d + 1) / (n + d + 1), by the second moments of Wishart's distribution."""
+    """Isotropic: step n / (n + d + 1), loss d (d + 1) / (n + d + 1), by second moments of Wishart's distribution."""
     of = methods.spectra(skewed(jnp.ones(D), jax.random.key(0)), N, 40_000, seed=0)
     _, best = methods.best_polynomials(of, 1)
     assert np.isclose(1 / best.roots()[0], N / (N + D + 1), rtol=0.01)
@@ -224,7 +224,7 @@ def test_a_condition_number_of_a_million_in_float32(seed):
     answers = methods.conjugate_gradients(tokens, 20)
     for found in (answers, methods.newton_schulz(tokens, 20), methods.ridge(tokens)):
         assert jnp.isfinite(found).all()
-    S, b, _ = in_float64(tokens)
+    S, _, _ = in_float64(tokens)
     assert np.linalg.cond(S) > 1e5
     eachs = [Tokens(tokens.x.at[:, -1].set(tokens.x[:, i]), tokens.y) for i in range(N)]
     fitted = jnp.stack([methods.conjugate_gradients(t, 20)[-1] for t in eachs])
