@@ -11,6 +11,7 @@ k, p_k(0) = 1. So the best one for a distribution is a least-squares problem ove
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -77,26 +78,29 @@ def conjugate_gradients(tokens: Tokens, k: int) -> Answers:
 
     A step is left out where the residual has vanished, or S does not know the direction, both to rounding.
     """
-    (S, r), w = normal_equations(tokens), jnp.zeros(tokens.x.shape[0])
-    eps, first, size, direction, ws = jnp.finfo(r.dtype).eps, r @ r, jnp.trace(S), r, [w]
-    for _ in range(k):
+    S, b = normal_equations(tokens)
+    eps, known = jnp.finfo(b.dtype).eps, jnp.trace(S)
+
+    def step(carry: tuple, _: None) -> tuple[tuple, Array]:
+        w, r, direction = carry
         length, curvature = r @ r, direction @ S @ direction
-        goes = (length > (8 * eps) ** 2 * first) & (curvature > r.size * eps * size * (direction @ direction))
+        goes = (length > (8 * eps) ** 2 * (b @ b)) & (curvature > b.size * eps * known * (direction @ direction))
         alpha = jnp.where(goes, length / jnp.where(goes, curvature, 1.0), 0.0)
         w, r = w + alpha * direction, r - alpha * S @ direction
         direction = jnp.where(goes, r + r @ r / jnp.where(goes, length, 1.0) * direction, direction)
-        ws.append(w)
-    return _answers(tokens, ws)
+        return (w, r, direction), w
+
+    _, ws = jax.lax.scan(step, (jnp.zeros_like(b), b, b), length=k)
+    return _answers(tokens, [jnp.zeros_like(b), *ws])
 
 
 def newton_schulz(tokens: Tokens, k: int) -> Answers:
     """V ← V (2 I − S V) from V = S / (‖S‖₁ ‖S‖_∞), w_k = V b: its polynomial doubles its degree in every step."""
     S, b = normal_equations(tokens)
-    V, ws = S / jnp.maximum(jnp.abs(S).sum(0).max() ** 2, _TINY), [jnp.zeros(tokens.x.shape[0])]
-    for _ in range(k):
-        V = V @ (2 * jnp.eye(len(S)) - S @ V)
-        ws.append(V @ b)
-    return _answers(tokens, ws)
+    size = jnp.maximum(jnp.abs(S).sum(0).max() ** 2, _TINY)
+    step = lambda V, _: (V @ (2 * jnp.eye(len(S)) - S @ V),) * 2
+    _, Vs = jax.lax.scan(step, S / size, length=k)
+    return _answers(tokens, [jnp.zeros_like(b), *(Vs @ b)])
 
 
 def gd_plus_plus(tokens: Tokens, rates: Sequence[float], shrinks: Sequence[float]) -> Answers:

@@ -39,10 +39,18 @@ COLORS = {
 }
 NAMES = {
     "best": "best fixed first-order method",
-    "best, with Σ⁻¹": r"the same, given $\Sigma^{-1}$",
+    "best, with Σ⁻¹": r"best fixed method, given $\Sigma^{-1}$",
     "conjugate gradients, with Σ⁻¹": r"conjugate gradients, given $\Sigma^{-1}$",
 }
 MEANS = {"log_mean": "log of the mean loss", "mean_log": "mean of log losses"}
+
+
+READ_OFF = {
+    "1a": {"linear Transformer": -0.1, "CGD-like memory": -0.4, "conjugate gradients": -1.5},
+    "1b": {"linear Transformer": -1.1, "CGD-like memory": -2.0, "conjugate gradients": -1.5},
+    "2b": {"linear Transformer": -1.8, "LFOM": -1.8, "conjugate gradients": -6.0},
+}
+"""Log of the mean loss at four layers, read off the paper's figures by eye."""
 
 
 def gap(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> tuple[float, float]:
@@ -92,6 +100,38 @@ def ladder(ax: Axes, rows: pd.DataFrame, rivals: pd.DataFrame, measure: str, bes
         ax.errorbar(k, mean, half, color=COLORS.get(name), marker="o", ms=3.5, capsize=2, label=name, zorder=2)
     ax.set(xlabel="layers, or steps", ylabel=MEANS[measure])
     ax.set_xticks(range(0, int(last) + 1, 1 if last <= 5 else 2))
+
+
+def crosses(ax: Axes, panel: str) -> None:
+    """Draw what one reads off the paper's figure, at four layers."""
+    for name, value in READ_OFF[panel].items():
+        ax.plot(4.12, value, "x", color=COLORS[name], ms=6)
+    ax.plot([], [], "x", color="0.3", label="read off the paper's figure")
+
+
+def as_models(rivals: pd.DataFrame, names: Sequence[str], layers: Sequence[int]) -> pd.DataFrame:
+    """Rows of methods as rows of models, whose layers are their steps."""
+    rows = rivals[rivals.method.isin(names) & rivals.steps.isin(list(layers))]
+    return rows.rename(columns={"method": "model", "steps": "layers"})
+
+
+def quantile_boxes(ax: Axes, rows: pd.DataFrame, theirs: pd.DataFrame) -> None:
+    """Draw quantiles over prompts of log losses at each number of layers, ours beside theirs, in the mean over seeds.
+
+    A diamond is the logarithm of the mean loss.
+    """
+    at = "steps" if "steps" in theirs else "layers"
+    names = (rows.model.iloc[0], theirs[("model" if "model" in theirs else "method")].iloc[0])
+    for shift, name, group, by in ((-0.17, names[0], rows, "layers"), (0.17, names[1], theirs, at)):
+        color = COLORS.get(name, "0.4")
+        for k, g in group[group[by].isin(rows.layers)].groupby(by):
+            q = g.mean(numeric_only=True)
+            ax.plot([k + shift] * 2, [q.q05, q.q95], color=color, lw=0.9)
+            ax.plot([k + shift] * 2, [q.q25, q.q75], color=color, lw=5, solid_capstyle="butt")
+            ax.plot(k + shift, q.q50, "_", color="white", ms=6)
+            ax.plot(k + shift, q.log_mean, "D", color=color, ms=4, mfc="white")
+    ax.set(xlabel="layers, or steps", ylabel="log loss of a prompt")
+    ax.set_xticks(sorted(rows.layers.unique()))
 
 
 def means(rows: pd.DataFrame, by: str, measures: Sequence[str] = study.MEASURES) -> pd.DataFrame:

@@ -77,6 +77,16 @@ def table_of(run: Run, cells: Sequence[Cell], which: str = "test") -> pd.DataFra
     return pd.concat(parts, ignore_index=True)
 
 
+def rivals_of(run: Run) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
+    """`tuned` and `references` for each kind of inputs that a scale looks at."""
+    kinds = {"x = UDz": SKEWED, "isotropic": ISOTROPIC, "covariance UDUᵀ": AS_TEXT}
+    kinds, depth = dict(run.few(list(kinds.items()), 2)), 8 if run.scale.judges else 4
+    fixed = {name: run.keep(tuned, stretch, depth, 2 * run.scale.prompts, run.seed) for name, stretch in kinds.items()}
+    known = (run.seeds, run.scale.prompts)
+    found = {s: run.keep(references, kinds[s], *known, fixed[s], fixed["isotropic"]) for s in kinds}
+    return fixed, found
+
+
 def keys_of(seeds: Sequence[int]) -> Array:
     return jax.vmap(jax.random.key)(jnp.asarray(seeds))
 
@@ -200,40 +210,49 @@ def tuned(stretch: Sequence[float], depth: int, draws: int, seed: int) -> dict:
     return found
 
 
-def references(stretch: Sequence[float], seeds: Sequence[int], prompts: int, depth: int, draws: int) -> pd.DataFrame:
+def references(
+    stretch: Sequence[float], seeds: Sequence[int], prompts: int, coefficients: dict, isotropic: dict
+) -> pd.DataFrame:
     """Losses of every reference on the test prompts of every seed: rows (method, steps, seed, log_mean, …).
 
-    Fixed coefficients are those of `tuned`. The two methods "with Σ⁻¹" are given the covariance, which a
-    preconditioner can learn: they see inputs that it has made isotropic.
+    Those with fixed coefficients by their polynomials, in float64; the others step by step. The two methods "with Σ⁻¹"
+    are given the covariance, which a preconditioner can learn: they see inputs that it has made isotropic.
+
+    Args:
+        stretch: D.
+        seeds: of the test prompts.
+        prompts: for each seed.
+        coefficients: of `tuned` for this D.
+        isotropic: of `tuned` for inputs without a preferred direction.
     """
     of = distributions(stretch, seeds)
-    test = fresh(of, seeds, 2, prompts)
-    white = jnp.linalg.inv(of.root)
-    gains = {name: found["gains"] for name, found in tuned(stretch, depth, draws, seeds[0]).items()}
-    whitened = tuned(ISOTROPIC, depth, draws, seeds[0])["best"]["gains"]
-    newton = lambda tokens: methods.newton_schulz(tokens, depth)
-    conjugate = lambda tokens: methods.conjugate_gradients(tokens, depth)
-    fixed = lambda gains, tokens: jnp.stack(
-        [jnp.zeros(()), *(methods.first_order(tokens, jnp.asarray(g, jnp.float32))[-1] for g in gains)]
-    )
-    plain = {
-        **{name: partial(fixed, g) for name, g in gains.items()},
-        "conjugate gradients": conjugate,
-        "Newton–Schulz": newton,
-    }
-    known = {"best, with Σ⁻¹": partial(fixed, whitened), "conjugate gradients, with Σ⁻¹": conjugate}
+    test, depth = fresh(of, seeds, 2, prompts), len(coefficients["best"]["gains"])
+    white = jax.vmap(jax.vmap(transformed, (0, None)))(test.tokens, jnp.linalg.inv(of.root))
+    known = {"best, with Σ⁻¹": isotropic["best"]}
+    found = {f"{name}": _fixed(test.tokens, by["gains"]) for name, by in coefficients.items()}
+    found |= {name: _fixed(white, by["gains"]) for name, by in known.items()}
+    adaptive = {"conjugate gradients": methods.conjugate_gradients, "Newton–Schulz": methods.newton_schulz}
+    for name, method in adaptive.items():
+        every = jax.jit(jax.vmap(jax.vmap(lambda t, m=method: m(t, depth))))
+        found[name] = np.asarray(every(test.tokens) - test.answer[..., None]) ** 2
+        if name == "conjugate gradients":
+            found[f"{name}, with Σ⁻¹"] = np.asarray(every(white) - test.answer[..., None]) ** 2
     rows = []
-    for name, answer in {**plain, **known}.items():
-        change = transformed if name in known else _as_it_is
-        every = jax.jit(jax.vmap(jax.vmap(lambda t, m, a=answer, c=change: a(c(t, m)), (0, None))))(test.tokens, white)
-        losses = (every - test.answer[..., None]) ** 2
+    for name, losses in found.items():
         for k in range(depth + 1):
             rows += summed_up(seeds, losses[..., k], method=name, steps=k)
     return pd.DataFrame(rows)
 
 
-def _as_it_is(tokens: Tokens, matrix: Array) -> Tokens:
-    return tokens
+def _fixed(tokens: Tokens, gains: Sequence[Sequence]) -> np.ndarray:
+    """Squared errors of a method with fixed coefficients for each number of steps, [seeds prompts steps + 1]."""
+    x, y = np.asarray(tokens.x, np.float64), np.asarray(tokens.y, np.float64)
+    known, n = x[..., :-1], x.shape[-1] - 1
+    values, v = np.linalg.eigh(known @ np.swapaxes(known, -1, -2) / n)
+    turned = lambda vectors: np.einsum("...ia,...i->...a", v, vectors)
+    w = turned(np.einsum("...in,...n->...i", known, y[..., :-1]) / n) / values
+    left = [methods.residuals(np.asarray(g))[-1](values) for g in ([], *gains)]
+    return np.stack([(turned(x[..., -1]) * w * p).sum(-1) ** 2 for p in left], -1)
 
 
 def against_on_batch(recipe: Recipe, stretch: Sequence[float], seeds: Sequence[int], k: int) -> pd.DataFrame:
