@@ -24,6 +24,7 @@ from mnemosyne.book.studies import (
     retrieval,
     tradeoffs,
     trained_memory,
+    two_memories,
     variations,
 )
 from mnemosyne.book.studies.variations import Choice
@@ -82,6 +83,7 @@ __all__ = [
     "some",
     "tradeoffs",
     "trained_memory",
+    "two_memories",
     "untuned",
     "variations",
     "within",

@@ -5,25 +5,21 @@ ladder(ax, rows, rivals, "log_mean")           # losses against layers, with wha
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
-from jaxtyping import Array, Float
+from jaxtyping import Float
 from matplotlib.axes import Axes
 from numpy.polynomial import Polynomial
 
 from mnemosyne.book.studies import memformers as study
 from mnemosyne.book.verdicts import Held, at_most, below, every
 from mnemosyne.evaluate import interval
-from mnemosyne.memformers import layers, methods
-from mnemosyne.memformers.layers import Memformer, Weights, predict
-from mnemosyne.memformers.prompts import Prompt, Tokens, draw, skewed
-from mnemosyne.memory import hyperbolic, orthogonal_projections
-from mnemosyne.memory.compact import CAMState, write
-from mnemosyne.types import Scalar
+from mnemosyne.memformers import methods
+from mnemosyne.memformers.layers import Weights
+from mnemosyne.memformers.prompts import skewed
 
 COLORS = {
     "linear Transformer": "#3a8f5c",
@@ -54,7 +50,9 @@ READ_OFF = {
 
 
 def gap(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> tuple[float, float]:
-    """log(our loss / theirs) on the same prompts, seed by seed: mean and half-width of its 95% interval."""
+    """log(our loss / theirs) on the same prompts, seed by seed: its mean and half of its 95% interval, or unknown."""
+    if ours.empty or theirs.empty:
+        return np.nan, np.nan
     both = ours.set_index("seed")[measure] - theirs.set_index("seed")[measure]
     return interval(both.loc[ours.seed].to_numpy())
 
@@ -134,6 +132,20 @@ def quantile_boxes(ax: Axes, rows: pd.DataFrame, theirs: pd.DataFrame) -> None:
     ax.set_xticks(sorted(rows.layers.unique()))
 
 
+def quantiles(ax: Axes, rows: pd.DataFrame, learned: Sequence[str]) -> None:
+    """Draw quantiles of log losses over prompts, a line for each model or method, the lowest mean at the bottom."""
+    by = rows.groupby("model").mean(numeric_only=True).sort_values("log_mean", ascending=False)
+    for place, (name, q) in enumerate(by.iterrows()):
+        color = COLORS.get(name, "0.4") if name in learned else "0.55"
+        ax.plot([q.q05, q.q95], [place] * 2, color=color, lw=0.9)
+        ax.plot([q.q25, q.q75], [place] * 2, color=color, lw=5, solid_capstyle="butt")
+        ax.plot(q.q50, place, "|", color="white", ms=6)
+        ax.plot(q.log_mean, place, "D", color=color, ms=4, mfc="white")
+    ax.set_yticks(range(len(by)), [NAMES.get(name, name) for name in by.index])
+    ax.invert_yaxis()
+    ax.set_xlabel("log loss of a prompt")
+
+
 def means(rows: pd.DataFrame, by: str, measures: Sequence[str] = study.MEASURES) -> pd.DataFrame:
     """A table of 'mean ± half' over seeds: a row for each of `by`, a column for each number of layers or steps."""
     at = "layers" if "layers" in rows else "steps"
@@ -191,105 +203,3 @@ def eigenvalues(stretch: Sequence[float], draws: int, seed: int) -> Float[np.nda
     """Eigenvalues of S over many prompts."""
     of = skewed(jnp.asarray(stretch), jax.random.key(seed))
     return methods.spectra(of, study.EXAMPLES, draws, seed).values.ravel()
-
-
-# Constructed weights, and the other memory ----------------------------------------------------------------------------
-
-
-def constructed(number: int, k: int, seed: int) -> pd.DataFrame:
-    """Weights that are given, not trained, beside the methods: the largest difference of answers over the largest.
-
-    Gradient descent, momentum and preconditioned descent, on a number of prompts of two distributions.
-    """
-    rng = np.random.default_rng(seed)
-    rates, gamma = rng.uniform(0.3, 1.0, k), rng.uniform(0.0, 0.8, k)
-    A = np.eye(5) + 0.1 * rng.standard_normal((5, 5))
-    given = lambda x: jnp.asarray(x, jnp.float32)
-    steps, none = layers.steps(), layers.none()
-    kinds = {
-        "gradient descent": (
-            Memformer(steps, none, k),
-            {"attention": {"a": given(rates)}, "memory": {}},
-            lambda t: methods.first_order(t, methods.descent(rates)),
-        ),
-        "momentum": (
-            Memformer(steps, layers.cgd_like(), k),
-            {"attention": {"a": jnp.ones(k)}, "memory": {"alpha": given(rates), "gamma": given(gamma)}},
-            lambda t: methods.first_order(t, methods.momentum(rates, gamma)),
-        ),
-        "preconditioned descent": (
-            Memformer(layers.preconditioned(), none, k, distinct=1),
-            {"attention": {"A": given(A @ A.T)[None]}, "memory": {}},
-            lambda t: methods.first_order(Tokens(given(A).T @ t.x, t.y), methods.descent([1.0] * k)),
-        ),
-    }
-    rows = []
-    for stretch, label in ((study.SKEWED, "x = UDz"), (study.ISOTROPIC, "isotropic")):
-        tokens = study.fresh(study.distributions(stretch, (seed,)), (seed,), 3, number).tokens
-        tokens = jax.tree.map(lambda x: x[0], tokens)
-        for name, (model, weights, method) in kinds.items():
-            ours = jax.vmap(lambda t, m=model, w=weights: predict(m, w, t))(tokens)
-            theirs = jax.vmap(method)(tokens)
-            apart = float(jnp.abs(ours - theirs).max() / jnp.abs(theirs).max())
-            rows.append({"prompts": label, "method": name, "largest difference": apart})
-    return pd.DataFrame(rows)
-
-
-class Registers(NamedTuple):
-    """Two memories that were shown the same attention."""
-
-    apart: float  # largest difference of the CGD-like register and the CAM's N, over the largest entry
-    bytes: pd.DataFrame  # of three memories after each layer
-
-
-def side_by_side(tokens: Tokens, discount: Scalar | float, k: int) -> Registers:
-    """Show what k layers attended to, to a CGD-like register with γ = e^{−λ} and to a CAM with one constant feature."""
-    memory, lfom, attention = layers.cgd_like(), layers.lfom(), layers.steps()
-    gamma = jnp.full(k, jnp.exp(-discount))
-    weights = {"alpha": jnp.full(k, 0.5), "gamma": gamma}
-    zeros = Tokens(None, jnp.zeros_like(tokens.y))
-    gains = lfom.init(k, zeros)
-    cam = CAMState(jnp.zeros((tokens.y.size, 1)), jnp.zeros(1))
-    register, kept, now, apart, rows = memory.state(zeros), lfom.state(zeros), tokens, 0.0, []
-    size = lambda state: sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-    for i in range(k):
-        written = attention.write({"a": 1.0}, now)
-        cam = write(cam, jnp.ones(1), written.y, discount)
-        kept, _ = lfom.step(gains, i, kept, written)
-        register, added = memory.step(weights, i, register, written)
-        now = Tokens(now.x, now.y + added.y / (now.y.size - 1))
-        apart = max(apart, float(jnp.abs(register.y - cam.N[:, 0]).max() / jnp.abs(cam.N).max()))
-        rows.append({"layer": i + 1, "CAM": size(cam), "CGD-like": size(register), "LFOM": size(kept)})
-    return Registers(apart, pd.DataFrame(rows))
-
-
-def gradients_of(tokens: Tokens, rate: float, steps: int) -> Float[Array, "steps d"]:
-    """Gradients along gradient descent on one prompt."""
-    S, b = methods.normal_equations(tokens)
-    w, found = jnp.zeros(len(b)), []
-    for _ in range(steps):
-        found.append(S @ w - b)
-        w = w - rate * found[-1]
-    return jnp.stack(found)
-
-
-def attended(
-    gradients: Float[Array, "steps d"], discount: float, projections: int, key: Array
-) -> Float[Array, " steps"]:
-    """The share of each past gradient in what a CAM reads with the last one for its query.
-
-    Queries and keys are directions of gradients, scaled to √d, so that no learned weight is in it.
-    """
-    unit = gradients / jnp.linalg.norm(gradients, axis=1, keepdims=True)
-    keys = unit * gradients.shape[1] ** 0.25
-    omega = orthogonal_projections(key, projections, gradients.shape[1])
-    phi_q, phi_k = hyperbolic.query(keys[-1:], omega)[0], hyperbolic.features(keys, omega)
-    age = jnp.arange(len(gradients))[::-1]
-    share = phi_k @ phi_q * jnp.exp(-discount * age)
-    return share / share.sum()
-
-
-def one_prompt(stretch: Sequence[float], seed: int, number: int = 0) -> Prompt:
-    """A prompt of a seed's distribution, and its answer."""
-    of = jax.tree.map(lambda x: x[0], study.distributions(stretch, (seed,)))
-    return draw(of, study.EXAMPLES, jax.random.fold_in(jax.random.key(seed), 77 + number))

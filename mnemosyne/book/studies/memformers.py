@@ -2,7 +2,7 @@
 
     cell = Cell("lfom", Memformer(preconditioned(), lfom(), 4))
     found = run.keep(trained, *setting(run, cell))          # losses, curves, weights of every training seed
-    rivals = run.keep(references, SKEWED, run.seeds, run.scale.prompts, 8)
+    fixed, rivals = rivals_of(run)                           # their coefficients, and their losses
 
 A loss is the squared error of the answer to one prompt. Two means of it are kept: the logarithm of the mean over
 prompts, which the paper draws and which rare bad prompts decide; and the mean of logarithms, of a typical prompt.
@@ -20,9 +20,9 @@ from jaxtyping import Array
 from scipy.optimize import minimize
 
 from mnemosyne.book.chapter import Run
-from mnemosyne.memformers import methods
-from mnemosyne.memformers.layers import Memformer, Weights, init
-from mnemosyne.memformers.prompts import Distribution, Prompt, Tokens, skewed, transformed
+from mnemosyne.memformers import layers, methods
+from mnemosyne.memformers.layers import Memformer, Weights, init, predict
+from mnemosyne.memformers.prompts import Distribution, Prompt, Tokens, draw, skewed, transformed
 from mnemosyne.memformers.training import Recipe, batch, errors, train, training_batch
 
 SKEWED = (1.0, 1.0, 0.5, 0.25, 1.0)
@@ -167,6 +167,54 @@ def measured(
     return pd.DataFrame(summed_up(seeds, found))
 
 
+# Weights that are given, and single prompts ---------------------------------------------------------------------------
+
+
+def one_prompt(stretch: Sequence[float], seed: int, number: int = 0) -> Prompt:
+    """A prompt of a seed's distribution, and its answer."""
+    of = jax.tree.map(lambda x: x[0], distributions(stretch, (seed,)))
+    return draw(of, EXAMPLES, jax.random.fold_in(jax.random.key(seed), 77 + number))
+
+
+def constructed(number: int, k: int, seed: int) -> pd.DataFrame:
+    """Weights that are given, not trained, beside the methods: the largest difference of answers over the largest.
+
+    Gradient descent, momentum and preconditioned descent, on a number of prompts of two distributions.
+    """
+    rng = np.random.default_rng(seed)
+    rates, gamma = rng.uniform(0.3, 1.0, k), rng.uniform(0.0, 0.8, k)
+    A = np.eye(5) + 0.1 * rng.standard_normal((5, 5))
+    given = lambda x: jnp.asarray(x, jnp.float32)
+    steps, none = layers.steps(), layers.none()
+    kinds = {
+        "gradient descent": (
+            Memformer(steps, none, k),
+            {"attention": {"a": given(rates)}, "memory": {}},
+            lambda t: methods.first_order(t, methods.descent(rates)),
+        ),
+        "momentum": (
+            Memformer(steps, layers.cgd_like(), k),
+            {"attention": {"a": jnp.ones(k)}, "memory": {"alpha": given(rates), "gamma": given(gamma)}},
+            lambda t: methods.first_order(t, methods.momentum(rates, gamma)),
+        ),
+        "preconditioned descent": (
+            Memformer(layers.preconditioned(), none, k, distinct=1),
+            {"attention": {"A": given(A @ A.T)[None]}, "memory": {}},
+            lambda t: methods.first_order(Tokens(given(A).T @ t.x, t.y), methods.descent([1.0] * k)),
+        ),
+    }
+    rows = []
+    for stretch, label in ((SKEWED, "x = UDz"), (ISOTROPIC, "isotropic")):
+        tokens = fresh(distributions(stretch, (seed,)), (seed,), 3, number).tokens
+        tokens = jax.tree.map(lambda x: x[0], tokens)
+        for name, (model, weights, method) in kinds.items():
+            ours = jax.vmap(lambda t, m=model, w=weights: predict(m, w, t))(tokens)
+            theirs = jax.vmap(method)(tokens)
+            apart = float(jnp.abs(ours - theirs).max() / jnp.abs(theirs).max())
+            rows.append({"prompts": label, "method": name, "largest difference": apart})
+    return pd.DataFrame(rows)
+
+
 # What they compete with -----------------------------------------------------------------------------------------------
 
 
@@ -259,5 +307,15 @@ def against_on_batch(recipe: Recipe, stretch: Sequence[float], seeds: Sequence[i
     """Conjugate gradients on the prompts that a model of these seeds was trained on last: rows as of `trained`."""
     of, chunk = distributions(stretch, seeds), recipe.steps // recipe.renewal - 1
     prompts = jax.jit(jax.vmap(partial(training_batch, recipe, chunk=chunk)))(of, keys_of(seeds))
+    return pd.DataFrame(summed_up(seeds, _after_conjugate_gradients(prompts, k)))
+
+
+def conjugate(stretch: Sequence[float], rotation: int, seeds: Sequence[int], prompts: int, k: int) -> pd.DataFrame:
+    """Conjugate gradients on the prompts of `measured`."""
+    test = fresh(distributions(stretch, seeds, rotation), seeds, 2, prompts)
+    return pd.DataFrame(summed_up(seeds, _after_conjugate_gradients(test, k)))
+
+
+def _after_conjugate_gradients(prompts: Prompt, k: int) -> Array:
     answers = jax.jit(jax.vmap(jax.vmap(lambda t: methods.conjugate_gradients(t, k)[-1])))(prompts.tokens)
-    return pd.DataFrame(summed_up(seeds, (answers - prompts.answer) ** 2))
+    return (answers - prompts.answer) ** 2
