@@ -4,13 +4,11 @@ A layer computes attention and hands it to a memory, whose answer is added to th
 
     R_l = Attn(Z_l) = P_l Z_l M (Z_lᵀ Q_l Z_l),    Z_{l+1} = Z_l + memory(R_l, R_{l−1}, …) / n
 
-M = diag(1, …, 1, 0) keeps the query from being attended to. Both parts are arguments:
+M = diag(1, …, 1, 0) keeps the query from being attended to. Both parts are arguments, of one prompt; `vmap` does more:
 
     model = Memformer(preconditioned(), lfom(), layers=4)
     weights = init(model, jax.random.key(0), d=5, examples=20)
     answers = predict(model, weights, prompt.tokens)             # after 0, 1, … 4 layers
-
-Everything is written for one prompt; `vmap` makes batches.
 """
 
 from collections.abc import Callable
@@ -94,12 +92,9 @@ def _along(A: Float[Array, "d d"], tokens: Tokens) -> Float[Array, " t"]:
 
 
 def heads(kind: Attention, number: int) -> Attention:
-    """Several heads of a kind; what they write is added up.
+    """Several heads of a kind, at least one, whose writing is added up.
 
     Heads of `steps` or `preconditioned` are one head with the sum of their matrices, exactly.
-
-    Raises:
-        ValueError: if there are fewer than one.
     """
     if number < 1:
         raise ValueError(f"attention needs at least 1 head, got {number}")
@@ -196,9 +191,6 @@ def tied(memory: Memory) -> Memory:
     )
 
 
-# The model ------------------------------------------------------------------------------------------------------------
-
-
 class Memformer(NamedTuple):
     """Which attention, which memory, how many layers."""
 
@@ -213,11 +205,7 @@ class Memformer(NamedTuple):
 
 
 def init(model: Memformer, key: Array, *, d: int, examples: int) -> Weights:
-    """Weights before training: matrices near zero, a memory that adds what its kind adds with gains of one.
-
-    Raises:
-        ValueError: if layers are negative, or d, the number of examples or of distinct layers is not at least 1.
-    """
+    """Weights before training: matrices near zero, gains of one; a ValueError for sizes that make no sense."""
     distinct = 1 if model.distinct is None else model.distinct
     if model.layers < 0 or min(distinct, d, examples) < 1:
         told = f"{model.layers} layers, {distinct} distinct, d = {d}, {examples} examples"

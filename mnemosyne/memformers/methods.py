@@ -21,7 +21,6 @@ from mnemosyne.memformers.prompts import Distribution, Tokens
 from mnemosyne.types import Scalar
 
 Answers = Float[Array, " steps+1"]
-_TINY = 1e-30  # in divisions where a residual may vanish
 
 
 def normal_equations(tokens: Tokens) -> tuple[Float[Array, "d d"], Float[Array, " d"]]:
@@ -32,9 +31,6 @@ def normal_equations(tokens: Tokens) -> tuple[Float[Array, "d d"], Float[Array, 
 
 def _answers(tokens: Tokens, ws: Sequence[Array]) -> Answers:
     return jnp.stack(ws) @ tokens.x[:, -1]
-
-
-# Linear first-order methods with fixed coefficients -------------------------------------------------------------------
 
 
 def first_order(tokens: Tokens, gains: Float[Array, "k k"]) -> Answers:
@@ -59,25 +55,15 @@ def momentum(alpha: Sequence[float], gamma: Sequence[float]) -> Float[Array, "k 
 
 
 def chebyshev(low: float, high: float, k: int) -> Float[Array, "k k"]:
-    """Γ of k steps that make the largest |p_k| on [low, high] smallest: descent at 1 / roots of Chebyshev's polynomial.
-
-    Raises:
-        ValueError: unless 0 < low < high.
-    """
+    """Γ of k steps that make the largest |p_k| on [low, high] smallest; a ValueError unless 0 < low < high."""
     if not 0 < low < high:
         raise ValueError(f"the spectrum's ends must be 0 < low < high, got {low} and {high}")
     roots = np.cos(np.pi * (np.arange(k) + 0.5) / max(k, 1))
     return descent(2 / (high + low + (high - low) * roots))
 
 
-# Methods that adapt to the prompt, or change it -----------------------------------------------------------------------
-
-
 def conjugate_gradients(tokens: Tokens, k: int) -> Answers:
-    """After k ≥ d steps the least-squares solution, to rounding.
-
-    A step is left out where the residual has vanished, or S does not know the direction, both to rounding.
-    """
+    """A step is left out where, to rounding, the residual has vanished or S does not know the direction."""
     S, b = normal_equations(tokens)
     eps, known = jnp.finfo(b.dtype).eps, jnp.trace(S)
 
@@ -97,7 +83,7 @@ def conjugate_gradients(tokens: Tokens, k: int) -> Answers:
 def newton_schulz(tokens: Tokens, k: int) -> Answers:
     """V ← V (2 I − S V) from V = S / (‖S‖₁ ‖S‖_∞), w_k = V b: its polynomial doubles its degree in every step."""
     S, b = normal_equations(tokens)
-    size = jnp.maximum(jnp.abs(S).sum(0).max() ** 2, _TINY)
+    size = jnp.maximum(jnp.abs(S).sum(0).max() ** 2, jnp.finfo(S.dtype).tiny)
     step = lambda V, _: (V @ (2 * jnp.eye(len(S)) - S @ V),) * 2
     _, Vs = jax.lax.scan(step, S / size, length=k)
     return _answers(tokens, [jnp.zeros_like(b), *(Vs @ b)])
@@ -117,10 +103,9 @@ def ridge(tokens: Tokens, penalty: float | Scalar = 0.0) -> Scalar:
     """(S + penalty · I)⁻¹ b; without a penalty the shortest least-squares solution, also where S is singular."""
     S, b = normal_equations(tokens)
     values, vectors = jnp.linalg.eigh(S)
-    scale = values + penalty
     # Below rounding, an eigenvalue of S is as good as zero.
-    known = scale > len(S) * jnp.finfo(scale.dtype).eps * jnp.max(jnp.abs(values))
-    w = vectors @ jnp.where(known, vectors.T @ b / jnp.where(known, scale, 1.0), 0.0)
+    known = values + penalty > len(S) * jnp.finfo(S.dtype).eps * jnp.max(jnp.abs(values))
+    w = vectors @ jnp.where(known, vectors.T @ b / jnp.where(known, values + penalty, 1.0), 0.0)
     return w @ tokens.x[:, -1]
 
 
@@ -145,8 +130,7 @@ def spectra(distribution: Distribution, examples: int, draws: int, seed: int) ->
 
 def expected_loss(p: Callable[[np.ndarray], np.ndarray], of: Spectra) -> float:
     """The mean squared error of the method that leaves p."""
-    left = p(of.values)
-    return float(np.einsum("Na,Nab,Nb->N", left, of.weights, left).mean())
+    return float(np.einsum("Na,Nab,Nb->N", p(of.values), of.weights, p(of.values)).mean())
 
 
 def residuals(gains: Float[Array, "k k"]) -> list[Polynomial]:

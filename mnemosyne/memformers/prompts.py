@@ -1,9 +1,7 @@
 """Prompts of a random linear regression: examples (x_i, y_i), and one query x_{n+1} whose y is asked for.
 
-    distribution = skewed(jnp.array([1, 1, 0.5, 0.25, 1]), jax.random.key(0))
-    prompt = draw(distribution, 20, jax.random.key(1))      # one; `vmap` over keys for many
-
-Dutta and Sra 2024 (arXiv 2410.07263, version 1), after Ahn et al. 2023.
+distribution = skewed(jnp.array([1, 1, 0.5, 0.25, 1]), jax.random.key(0))
+prompt = draw(distribution, 20, jax.random.key(1))      # one; `vmap` over keys for many
 """
 
 from typing import NamedTuple
@@ -43,15 +41,12 @@ class Distribution(NamedTuple):
 def skewed(stretch: Float[Array, " d"], key: Array) -> Distribution:
     """x = U D z and w = U D⁻¹ u: the covariance of x is U D² Uᵀ, and ⟨w, x⟩ is as large in all directions.
 
-    The text of the paper has U D Uᵀ for the covariance; its figures agree with D². `skewed(jnp.sqrt(stretch), key)`
-    is the other reading.
+    The text of the paper has U D Uᵀ for the covariance; its figures agree with D². The other reading is
+    `skewed(jnp.sqrt(stretch), key)`; ones are isotropic.
 
     Args:
-        stretch: the diagonal of D, positive and finite. Ones: isotropic.
+        stretch: the diagonal of D; a ValueError if it is empty, not positive or not finite, since D⁻¹ is needed.
         key: of the rotation U, which is uniform among all.
-
-    Raises:
-        ValueError: a stretch that is empty, not positive or not finite, since then D⁻¹ is not there.
     """
     numbers = np.asarray(stretch, np.float64)
     if numbers.ndim != 1 or not numbers.size or not np.isfinite(numbers).all() or not (numbers > 0).all():
@@ -64,13 +59,7 @@ def skewed(stretch: Float[Array, " d"], key: Array) -> Distribution:
 def draw(distribution: Distribution, examples: int, key: Array) -> Prompt:
     """Draw one prompt.
 
-    Args:
-        distribution: of d inputs.
-        examples: n ≥ 1. With n < d, or examples that are linearly dependent, w is not determined by the prompt.
-        key: a prompt's own.
-
-    Raises:
-        ValueError: if examples < 1.
+    With n < d, or examples that are linearly dependent, w is not determined by the prompt. A ValueError if n < 1.
     """
     if examples < 1:
         raise ValueError(f"a prompt needs at least 1 example, got {examples}")

@@ -49,14 +49,7 @@ def train(
 ) -> tuple[Weights, Float[Array, "r s chunks"]]:
     """Train from each seed at each learning rate; the rate falls to zero along a half cosine.
 
-    A seed fixes the first weights and all prompts, whatever the model and the rate.
-
-    Args:
-        model: at least one layer.
-        recipe: sizes.
-        distributions: of each seed, with a leading axis.
-        seeds: keys.
-        rates: of Adam.
+    A seed, a key with a distribution of its own, fixes the first weights and all prompts, whatever the model and rate.
 
     Returns:
         Weights with leading axes of rates and seeds, and the mean loss on every batch before it was first trained on.
