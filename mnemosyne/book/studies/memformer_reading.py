@@ -41,6 +41,8 @@ NAMES = {
 MEANS = {"log_mean": "log of the mean loss", "mean_log": "mean of log losses"}
 
 
+LOWEST = float(np.log(1e-16))  # a log loss below it is zero to single precision
+
 READ_OFF = {
     "1a": {"linear Transformer": -0.1, "CGD-like memory": -0.4, "conjugate gradients": -1.5},
     "1b": {"linear Transformer": -1.1, "CGD-like memory": -2.0, "conjugate gradients": -1.5},
@@ -53,7 +55,8 @@ def gap(ours: pd.DataFrame, theirs: pd.DataFrame, measure: str) -> tuple[float, 
     """log(our loss / theirs) on the same prompts, seed by seed: its mean and half of its 95% interval, or unknown."""
     if ours.empty or theirs.empty:
         return np.nan, np.nan
-    both = ours.set_index("seed")[measure] - theirs.set_index("seed")[measure]
+    ours_by, theirs_by = (rows.set_index("seed")[measure].clip(lower=LOWEST) for rows in (ours, theirs))
+    both = ours_by - theirs_by
     return interval(both.loc[ours.seed].to_numpy())
 
 
@@ -151,7 +154,7 @@ def means(rows: pd.DataFrame, by: str, measures: Sequence[str] = study.MEASURES)
     at = "layers" if "layers" in rows else "steps"
     cell = lambda values: "{:.2f} ± {:.2f}".format(*interval(values))
     found = {
-        (name, MEANS[m]): {int(k): cell(g[m]) for k, g in group.groupby(at)}
+        (name, MEANS[m]): {int(k): cell(g[m].clip(lower=LOWEST)) for k, g in group.groupby(at)}
         for name, group in rows.groupby(by, sort=False)
         for m in measures
     }

@@ -77,13 +77,14 @@ def table_of(run: Run, cells: Sequence[Cell], which: str = "test") -> pd.DataFra
     return pd.concat(parts, ignore_index=True)
 
 
-def rivals_of(run: Run) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
-    """`tuned` and `references` for each kind of inputs that a scale looks at."""
+def rivals_of(run: Run, few: int = 2) -> tuple[dict[str, dict], dict[str, pd.DataFrame]]:
+    """`tuned` and `references` for each kind of inputs; references for the first few where a scale judges nothing."""
     kinds = {"x = UDz": SKEWED, "isotropic": ISOTROPIC, "covariance UDUᵀ": AS_TEXT}
     kinds, depth = dict(run.few(list(kinds.items()), 2)), 8 if run.scale.judges else 4
     fixed = {name: run.keep(tuned, stretch, depth, 2 * run.scale.prompts, run.seed) for name, stretch in kinds.items()}
     known = (run.seeds, run.scale.prompts)
-    found = {s: run.keep(references, kinds[s], *known, fixed[s], fixed["isotropic"]) for s in kinds}
+    looked_at = run.few(list(kinds), few)
+    found = {s: run.keep(references, kinds[s], *known, fixed[s], fixed["isotropic"]) for s in looked_at}
     return fixed, found
 
 
