@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from numpy.polynomial import Polynomial
 
 from mnemosyne.book.studies import memformers as study
 from mnemosyne.book.verdicts import Held, at_most, below, every
@@ -35,12 +34,11 @@ COLORS = {
 }
 NAMES = {
     "best": "best fixed first-order method",
+    "GD++, fixed": "GD++, best fixed numbers",
     "best, with Σ⁻¹": r"best fixed method, given $\Sigma^{-1}$",
     "conjugate gradients, with Σ⁻¹": r"conjugate gradients, given $\Sigma^{-1}$",
 }
 MEANS = {"log_mean": "log of the mean loss", "mean_log": "mean of log losses"}
-
-
 LOWEST = float(np.log(1e-16))  # a log loss below it is zero to single precision
 
 READ_OFF = {
@@ -194,12 +192,6 @@ def preconditioners(weights: Weights, stretch: Sequence[float], seeds: Sequence[
             apart = np.linalg.norm(product - c * np.eye(len(sigma))) / np.linalg.norm(product)
             rows.append({"seed": seed, "layer": layer, "c": c, "apart": apart})
     return pd.DataFrame(rows)
-
-
-def best_of(stretch: Sequence[float], k: int, draws: int, seed: int) -> Polynomial:
-    """The best polynomial of k steps of a distribution."""
-    of = methods.spectra(skewed(jnp.asarray(stretch), jax.random.key(seed)), study.EXAMPLES, draws, seed)
-    return methods.best_polynomials(of, k)[-1]
 
 
 def eigenvalues(stretch: Sequence[float], draws: int, seed: int) -> Float[np.ndarray, " N"]:

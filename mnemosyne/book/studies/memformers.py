@@ -8,7 +8,7 @@ A loss is the squared error of the answer to one prompt. Two means of it are kep
 prompts, which the paper draws and which rare bad prompts decide; and the mean of logarithms, of a typical prompt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -248,6 +248,13 @@ def tuned(stretch: Sequence[float], depth: int, draws: int, seed: int) -> dict:
         ]
         gains = [np.asarray(make(b.x, k)).tolist() for k, b in enumerate(best, start=1)]
         found[name] = {"loss": [float(b.fun) for b in best], "gains": gains}
+    start, found["GD++"] = (-0.5, -2.0), {"loss": [], "numbers": []}
+    for k in range(1, depth + 1):
+        left = lambda p, k=k: partial(left_by_gdpp, *np.exp(p), k)
+        best = minimize(lambda p, left=left: np.log(methods.expected_loss(left(p), of)), start, method="Nelder-Mead")
+        start = best.x
+        found["GD++"]["loss"].append(float(best.fun))
+        found["GD++"]["numbers"].append(np.exp(best.x).tolist())
     polynomials = methods.best_polynomials(of, depth)[1:]
     roots = [p.roots() for p in polynomials]
     found["best"] = {
@@ -257,6 +264,14 @@ def tuned(stretch: Sequence[float], depth: int, draws: int, seed: int) -> dict:
         "smallest root": float(min(r.real.min() for r in roots)),
     }
     return found
+
+
+def left_by_gdpp(rate: float, shrink: float, k: int, values: np.ndarray) -> np.ndarray:
+    """What k steps of GD++ with fixed numbers leave at eigenvalues: p ← p (1 − η λ), λ ← λ (1 − β λ)²."""
+    left = np.ones_like(values)
+    for _ in range(k):
+        left, values = left * (1 - rate * values), values * (1 - shrink * values) ** 2
+    return left
 
 
 def references(
@@ -278,8 +293,11 @@ def references(
     test, depth = fresh(of, seeds, 2, prompts), len(coefficients["best"]["gains"])
     white = jax.vmap(jax.vmap(transformed, (0, None)))(test.tokens, jnp.linalg.inv(of.root))
     known = {"best, with Σ⁻¹": isotropic["best"]}
-    found = {f"{name}": _fixed(test.tokens, by["gains"]) for name, by in coefficients.items()}
-    found |= {name: _fixed(white, by["gains"]) for name, by in known.items()}
+    lefts = lambda by: [methods.residuals(np.asarray(g))[-1] for g in by["gains"]]
+    numbers = enumerate(coefficients["GD++"]["numbers"], start=1)
+    found = {name: _fixed(test.tokens, lefts(by)) for name, by in coefficients.items() if "gains" in by}
+    found["GD++, fixed"] = _fixed(test.tokens, [partial(left_by_gdpp, *pair, k) for k, pair in numbers])
+    found |= {name: _fixed(white, lefts(by)) for name, by in known.items()}
     adaptive = {"conjugate gradients": methods.conjugate_gradients, "Newton–Schulz": methods.newton_schulz}
     for name, method in adaptive.items():
         every = jax.jit(jax.vmap(jax.vmap(lambda t, m=method: m(t, depth))))
@@ -293,14 +311,14 @@ def references(
     return pd.DataFrame(rows)
 
 
-def _fixed(tokens: Tokens, gains: Sequence[Sequence]) -> np.ndarray:
-    """Squared errors of a method with fixed coefficients for each number of steps, [seeds prompts steps + 1]."""
+def _fixed(tokens: Tokens, lefts: Sequence[Callable]) -> np.ndarray:
+    """Squared errors of a method that leaves p(λ) after 1, 2, … steps, from none on: [seeds prompts steps + 1]."""
     x, y = np.asarray(tokens.x, np.float64), np.asarray(tokens.y, np.float64)
     known, n = x[..., :-1], x.shape[-1] - 1
     values, v = np.linalg.eigh(known @ np.swapaxes(known, -1, -2) / n)
     turned = lambda vectors: np.einsum("...ia,...i->...a", v, vectors)
     w = turned(np.einsum("...in,...n->...i", known, y[..., :-1]) / n) / values
-    left = [methods.residuals(np.asarray(g))[-1](values) for g in ([], *gains)]
+    left = [np.ones_like(values), *(p(values) for p in lefts)]
     return np.stack([(turned(x[..., -1]) * w * p).sum(-1) ** 2 for p in left], -1)
 
 
