@@ -109,9 +109,10 @@ def crosses(ax: Axes, panel: str) -> None:
 
 
 def as_models(rivals: pd.DataFrame, names: Sequence[str], layers: Sequence[int]) -> pd.DataFrame:
-    """Rows of methods as rows of models, whose layers are their steps."""
+    """Rows of methods as rows of models, with names written out, whose layers are their steps."""
     rows = rivals[rivals.method.isin(names) & rivals.steps.isin(list(layers))]
-    return rows.rename(columns={"method": "model", "steps": "layers"})
+    written = {name: NAMES.get(name, name).replace(r"$\Sigma^{-1}$", "Σ⁻¹") for name in names}
+    return rows.assign(method=rows.method.map(written)).rename(columns={"method": "model", "steps": "layers"})
 
 
 def quantile_boxes(ax: Axes, rows: pd.DataFrame, theirs: pd.DataFrame) -> None:
@@ -158,7 +159,7 @@ def means(rows: pd.DataFrame, by: str, measures: Sequence[str] = study.MEASURES)
     }
     table = pd.DataFrame(found).T
     table.columns.name = at
-    return table
+    return table.fillna("")
 
 
 # The algorithm in the weights -----------------------------------------------------------------------------------------
