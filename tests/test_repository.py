@@ -17,7 +17,7 @@ from mnemosyne.book.scale import SCALES
 
 ROOT = folders.root()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-ROOMS = ("memory", "theory", "optimizer", "tasks", "metatrain", "book")
+ROOMS = ("memory", "theory", "optimizer", "tasks", "metatrain", "memformers", "book")
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 
 

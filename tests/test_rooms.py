@@ -23,8 +23,9 @@ ALLOWED = {
     "optimizer": {"memory"},
     "tasks": set(),
     "evaluate": {"optimizer"},
+    "memformers": set(),
     "metatrain": {"memory", "optimizer", "tasks", "evaluate", "provenance"},
-    "book": {"memory", "theory", "optimizer", "tasks", "evaluate", "metatrain", "provenance"},
+    "book": {"memory", "theory", "optimizer", "tasks", "evaluate", "metatrain", "memformers", "provenance"},
 }
 FOUNDATION = {"types", "store", "inner"}
 

@@ -261,6 +261,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "choices": lambda: verdicts_of("1[0-4]"),
     "larger": lambda: verdicts_of("1[5-9]|20"),
     "tradeoffs": lambda: verdicts_of("2[1-4]"),
+    "memformers": lambda: verdicts_of("2[5-8]"),
     "fig10": lambda: losses(
         "fig10_summary", _labelled("coordinate", "paced", "LSTM", "Adam", "RMSProp"), (100, 300, 1000, 5000)
     ),

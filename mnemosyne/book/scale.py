@@ -31,6 +31,9 @@ class Scale:
     evolution_steps: int  # meta-steps of an optimizer that evolves on one task
     evolution_horizon: int  # steps of a network that it learns on, and is measured on
     samples: int  # settings of a random search
+    prompt_steps: int  # of Adam, when a Transformer is trained on prompts
+    prompt_batch: int  # prompts that it is trained on at a time
+    prompts: int  # fresh ones that it is measured on, for each seed
     standin: tuple[int, int]  # layers and width of the Transformers that are pre-trained here
     pretrain_steps: int  # that they are pre-trained for
     pretrained_on: str  # images
@@ -65,6 +68,9 @@ QUICK = Scale(
     evolution_steps=20,
     evolution_horizon=100,
     samples=4,
+    prompt_steps=40,
+    prompt_batch=100,
+    prompts=1_000,
     standin=(3, 32),
     pretrain_steps=100,
     pretrained_on="digits_low",
@@ -98,6 +104,9 @@ LAPTOP = Scale(
     evolution_steps=5_000,
     evolution_horizon=1_000,
     samples=32,
+    prompt_steps=2_000,
+    prompt_batch=1_000,
+    prompts=20_000,
     standin=(4, 64),
     pretrain_steps=3_000,
     pretrained_on="fashion_mnist",
@@ -125,6 +134,8 @@ PAPER = replace(
     evolution_steps=100_000,
     evolution_horizon=2_000,
     samples=1_000,
+    prompt_steps=30_000,
+    prompts=100_000,
     standin=(12, 256),
     pretrain_steps=30_000,
     fine_tuned_on=("mnist", "cifar10", "cifar100"),
