@@ -26,6 +26,7 @@ class Contender(NamedTuple):
     make: Callable[[Any], optax.GradientTransformation]  # learning rate, or a setting → optimizer
     rates: tuple[float, ...]
     settings: Any = None  # pytree of arrays [rates …]: what `make` is given in the place of a rate
+    seen: Callable[[State, Params], Params] | None = None  # where training loss is taken, if not where gradients are
 
     @property
     def each(self) -> Any:
@@ -153,7 +154,10 @@ def course(task: Task, contender: Contender, steps: int, every: int) -> Course:
         tx = contender.make(setting)
 
         def step(carry, t):
-            carry, loss, _ = inner_step(task, tx, carry, task.batch(data, jax.random.fold_in(key, t)), steps)
+            batch, (params, state) = task.batch(data, jax.random.fold_in(key, t)), carry
+            carry, loss, _ = inner_step(task, tx, carry, batch, steps)
+            if contender.seen is not None:
+                loss = task.loss(contender.seen(state, params), batch)
             return carry, loss.astype(jnp.float32)
 
         return jax.lax.scan(step, carry, start + jnp.arange(every))

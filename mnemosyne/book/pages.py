@@ -257,7 +257,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "headline": headline,
     "ledger": ledger,
     "theory": lambda: verdicts_of("0[0-5]"),
-    "optimizer": lambda: verdicts_of("0[6-9]"),
+    "optimizer": lambda: verdicts_of("0[6-9]|29"),
     "choices": lambda: verdicts_of("1[0-4]"),
     "larger": lambda: verdicts_of("1[5-9]|20"),
     "tradeoffs": lambda: verdicts_of("2[1-4]"),

@@ -20,6 +20,7 @@ class Scale:
     pictures: tuple[str, ...]  # data sets of Fig. 3 a, b, c, as far as the scale has them
     known_text: str  # text of the kind that meta-training has seen, as `data` is of images
     unseen: tuple[str, str]  # images and text that no meta-training has seen
+    fresh: tuple[str, str]  # images and text of the tasks that a release is looked at on
     every_task: int  # one in so many of the meta-test tasks is run
     draws: int  # of random projections, per seed and point of a Monte Carlo estimate
     trials: int  # of a random retrieval, per seed and cell
@@ -57,6 +58,7 @@ QUICK = Scale(
     pictures=("digits",),
     known_text="synthetic",
     unseen=("digits", "synthetic"),
+    fresh=("digits", "synthetic"),
     every_task=8,
     draws=20_000,
     trials=40,
@@ -93,6 +95,7 @@ LAPTOP = Scale(
     pictures=("mnist", "cifar10_15k", "cifar100_10k"),
     known_text="wikitext2",
     unseen=("fashion_mnist", "shakespeare"),
+    fresh=("cifar10_15k", "gutenberg"),
     every_task=1,
     draws=400_000,
     trials=400,
@@ -126,6 +129,7 @@ PAPER = replace(
     meta_iterations=5_000,
     short_steps=5_000,
     pictures=("mnist", "cifar10", "cifar100"),
+    fresh=("cifar10", "gutenberg"),
     draws=4_000_000,
     trials=4_000,
     ablation_iterations=2_000,

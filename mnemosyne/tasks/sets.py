@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mnemosyne.tasks import suite
+from mnemosyne.tasks import further, suite
 from mnemosyne.tasks.classification import MLPSpec, ViTSpec, classify
 from mnemosyne.tasks.data.images import Dataset, pool, resize
 from mnemosyne.tasks.data.text import Text
@@ -141,4 +141,24 @@ def meta_test(images: Dataset, text: Text) -> list[Task]:
         suite.reparametrised(plain, 0.01),
         suite.mlp(low, (24,), "relu", batch_size=1),
         suite.mlp(low, (24,), "relu", batch_size=512),
+    ]
+
+
+def release_test(images: Dataset, text: Text) -> list[Task]:
+    """Make the tasks that a release of weights is looked at on once: kinds and data that no other set has."""
+    low, middle = suite.small(images, 8), suite.small(images, 16)
+    return [
+        further.mosaic(images),
+        further.factorisation(),
+        further.window(text),
+        further.dilated(text),
+        further.residuals(low),
+        further.mixer(middle),
+        further.rows(middle),
+        further.variational(low),
+        further.contrastive(low),
+        further.mislabelled(low),
+        further.absolute(),
+        further.tumours(),
+        further.wines(),
     ]

@@ -50,21 +50,21 @@ def mlp(images: Dataset, hidden: tuple[int, ...], activation: str, batch_size: i
         batch_size: examples a step.
     """
     network = Stack(hidden, ACTIVATIONS[activation], images.classes)
-    name = f"mlp {_sizes(hidden)} {activation}" if hidden else "logistic regression"
-    return _classifier(_batched(name, batch_size), network, images, batch_size)
+    name = f"mlp {sizes(hidden)} {activation}" if hidden else "logistic regression"
+    return classifier(batched(name, batch_size), network, images, batch_size)
 
 
 def conv(images: Dataset, channels: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
     """Classify images by 3×3 convolutions of stride 2 and a linear layer."""
     network = Convolutional(channels, ACTIVATIONS[activation], images.classes)
-    return _classifier(_batched(f"conv {_sizes(channels)}", batch_size), network, images, batch_size)
+    return classifier(batched(f"conv {sizes(channels)}", batch_size), network, images, batch_size)
 
 
 def pooled_conv(images: Dataset, channels: tuple[int, ...], strides: tuple[int, ...], batch_size: int = 128) -> Task:
     """Classify images by 3×3 convolutions and the mean over places; channels 32-64-64, strides 2-1-1 in Metz et al."""
     network = Pooled(channels, strides, images.classes)
-    name = f"conv {_sizes(channels)}, strides {_sizes(strides)}"
-    return _classifier(_batched(name, batch_size), network, images, batch_size)
+    name = f"conv {sizes(channels)}, strides {sizes(strides)}"
+    return classifier(batched(name, batch_size), network, images, batch_size)
 
 
 def residual(
@@ -74,7 +74,7 @@ def residual(
     layers = 2 + sum(blocks) * (3 if bottleneck else 2)
     network = Residual(blocks, bottleneck, images.classes, width)
     name = f"resnet {layers}" if width == 64 else f"resnet {layers}, width {width}"
-    return _classifier(_batched(name, batch_size), network, images, batch_size)
+    return classifier(batched(name, batch_size), network, images, batch_size)
 
 
 def vit(images: Dataset, layers: int, heads: int, hidden: int, head_dim: int, mlp: int, batch_size: int = 64) -> Task:
@@ -87,7 +87,7 @@ def vit(images: Dataset, layers: int, heads: int, hidden: int, head_dim: int, ml
     if side % 4:
         raise ValueError(f"4×4 patches do not tile images of side {side}; pool them to a multiple of 4")
     spec = ViTSpec(layers, heads, hidden, head_dim, mlp, patch=side // 4)
-    return classify(images, spec, batch_size)._replace(name=_batched(str(spec), batch_size))
+    return classify(images, spec, batch_size)._replace(name=batched(str(spec), batch_size))
 
 
 def autoencoder(images: Dataset, hidden: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
@@ -98,14 +98,14 @@ def autoencoder(images: Dataset, hidden: tuple[int, ...], activation: str, batch
         return _with_itself(draw(images, part, key, batch_size)[0])
 
     held = _with_itself(standardise(images, images.validation.images))
-    name = _batched(f"autoencoder {'-'.join(map(str, hidden))}", batch_size)
-    return _task(name, network, images.train, sample, held, squared_error)
+    name = batched(f"autoencoder {'-'.join(map(str, hidden))}", batch_size)
+    return task_of(name, network, images.train, sample, held, squared_error)
 
 
 def recurrent(text: Text, hidden: int, embedding: int, length: int = 32, batch_size: int = 16) -> Task:
     """Foretell the next character with a gated recurrent unit, over stretches of `length` characters."""
     network = Recurrent(text.vocabulary, embedding, hidden)
-    return _language(_batched(f"gru lm {hidden}", batch_size, 16), network, text, length, batch_size)
+    return language(batched(f"gru lm {hidden}", batch_size, 16), network, text, length, batch_size)
 
 
 def attentive(
@@ -113,8 +113,8 @@ def attentive(
 ) -> Task:
     """Foretell the next character with a causal Transformer, over stretches of `length` characters."""
     network = Attentive(text.vocabulary, layers, heads, hidden, mlp)
-    name = _batched(f"attention lm {layers}x{hidden}", batch_size, 16)
-    return _language(name, network, text, length, batch_size)
+    name = batched(f"attention lm {layers}x{hidden}", batch_size, 16)
+    return language(name, network, text, length, batch_size)
 
 
 def regression(
@@ -130,12 +130,17 @@ def regression(
         batch_size: examples a step.
         seed: of the teacher and its 5,000 examples.
     """
+    x, y = teacher(inputs, noise, seed)
+    network = Stack(hidden, ACTIVATIONS[activation], 4)
+    return tabular(batched(f"regression {sizes(hidden)} {activation}", batch_size), network, x, y, batch_size)
+
+
+def teacher(inputs: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """5,000 examples of what `regression` says: (inputs, targets)."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(5_000, inputs))
     first, second = rng.normal(size=(inputs, 32)) / inputs**0.5, rng.normal(size=(32, 4)) / 32**0.5
-    y = np.tanh(2.0 * x @ first) @ second * 1.4 + noise * rng.normal(size=(5_000, 4))
-    network = Stack(hidden, ACTIVATIONS[activation], 4)
-    return _tabular(_batched(f"regression {_sizes(hidden)} {activation}", batch_size), network, x, y, batch_size)
+    return x, np.tanh(2.0 * x @ first) @ second * 1.4 + noise * rng.normal(size=(5_000, 4))
 
 
 def diabetes(hidden: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
@@ -146,7 +151,7 @@ def diabetes(hidden: tuple[int, ...], activation: str, batch_size: int = 64) -> 
     order = np.random.default_rng(0).permutation(len(y))
     x, y = ((a - a.mean(axis=0)) / a.std(axis=0) for a in (x[order], y[order, None]))
     network = Stack(hidden, ACTIVATIONS[activation], 1)
-    return _tabular(_batched(f"diabetes {_sizes(hidden)}", batch_size), network, x, y, batch_size)
+    return tabular(batched(f"diabetes {sizes(hidden)}", batch_size), network, x, y, batch_size)
 
 
 def ill_conditioned(
@@ -163,8 +168,8 @@ def ill_conditioned(
     z = rng.normal(size=(5_000, inputs))
     y = (z * eigenvalues**0.25) @ rng.normal(size=(inputs, outputs)) + 0.1 * rng.normal(size=(5_000, outputs))
     x = (z * eigenvalues**0.5) @ rotation.T
-    name = _batched(f"ill-conditioned {_power(condition)}", batch_size)
-    return _tabular(name, Stack((), nn.relu, outputs), x, y, batch_size)
+    name = batched(f"ill-conditioned {_power(condition)}", batch_size)
+    return tabular(name, Stack((), nn.relu, outputs), x, y, batch_size)
 
 
 def scaled(task: Task, factor: float) -> Task:
@@ -209,7 +214,7 @@ def squared_error(outputs: Float[Array, "n d"], targets: Float[Array, "n d"]) ->
     return {"loss": jnp.mean((outputs - targets) ** 2)}
 
 
-def _task(name: str, network: nn.Module, train: Data, sample: Callable, held: tuple, measure: Callable) -> Task:
+def task_of(name: str, network: nn.Module, train: Data, sample: Callable, held: tuple, measure: Callable) -> Task:
     """A network with `sample` (train, key) → (inputs, targets) and `measure` (outputs, targets) → metrics."""
     shape, dtype = (1, *held[0].shape[1:]), held[0].dtype
 
@@ -227,14 +232,16 @@ def _task(name: str, network: nn.Module, train: Data, sample: Callable, held: tu
     )
 
 
-def _classifier(name: str, network: nn.Module, images: Dataset, batch_size: int) -> Task:
+def classifier(name: str, network: nn.Module, images: Dataset, batch_size: int) -> Task:
+    """Classify standardised images."""
     held = (standardise(images, images.validation.images), images.validation.labels)
-    return _task(
+    return task_of(
         name, network, images.train, lambda part, key: draw(images, part, key, batch_size), held, cross_entropy
     )
 
 
-def _language(name: str, network: nn.Module, text: Text, length: int, batch_size: int) -> Task:
+def language(name: str, network: nn.Module, text: Text, length: int, batch_size: int) -> Task:
+    """Foretell each next character of stretches of text."""
     stretches = min(256, (len(text.validation) - 1) // length)
 
     def cut(tokens: Array, starts: Array) -> tuple[Array, Array]:
@@ -245,31 +252,35 @@ def _language(name: str, network: nn.Module, text: Text, length: int, batch_size
         return cut(tokens, jax.random.randint(key, (batch_size,), 0, len(tokens) - length))
 
     held = cut(jnp.asarray(text.validation), length * jnp.arange(stretches))
-    return _task(name, network, jnp.asarray(text.train), sample, held, cross_entropy)
+    return task_of(name, network, jnp.asarray(text.train), sample, held, cross_entropy)
 
 
-def _tabular(name: str, network: nn.Module, x: np.ndarray, y: np.ndarray, batch_size: int) -> Task:
+def tabular(
+    name: str, network: nn.Module, x: np.ndarray, y: np.ndarray, batch_size: int, measure: Callable = squared_error
+) -> Task:
+    """Learn y from x, rows of numbers; the first quarter of them, or `HELD_OUT`, is kept for validation."""
     held = min(HELD_OUT, len(x) // 4)
-    train, validation = ((jnp.float32(x[part]), jnp.float32(y[part])) for part in (slice(held, None), slice(held)))
+    x, y = (jnp.asarray(a, jnp.float32 if a.dtype.kind == "f" else jnp.int32) for a in (x, y))
+    train, validation = (x[held:], y[held:]), (x[:held], y[:held])
 
     def sample(part, key):
         i = jax.random.randint(key, (batch_size,), 0, part[0].shape[0])
         return part[0][i], part[1][i]
 
-    return _task(name, network, train, sample, validation, squared_error)
+    return task_of(name, network, train, sample, validation, measure)
 
 
 def _with_itself(images: Array) -> tuple[Array, Array]:
     return images, images.reshape(images.shape[0], -1)
 
 
-def _sizes(widths: tuple[int, ...]) -> str:
+def sizes(widths: tuple[int, ...]) -> str:
     if len(widths) > 2 and len(set(widths)) == 1:
         return f"{len(widths)}×{widths[0]}"
     return "+".join(map(str, widths))
 
 
-def _batched(name: str, batch_size: int, usual: int = 64) -> str:
+def batched(name: str, batch_size: int, usual: int = 64) -> str:
     return name if batch_size == usual else f"{name} batch {batch_size}"
 
 

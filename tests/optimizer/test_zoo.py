@@ -265,6 +265,29 @@ def test_what_is_no_step_size_is_refused_where_it_is_given(step_size):
         pretrained("light", step_size)
 
 
+@pytest.mark.parametrize(("step_size", "factor"), [(1.0, 1.0), (0.5, 0.5), (lambda t: 0.5 + 0.0 * t, 0.5)])
+def test_told_the_last_step_updates_come_to_nothing(step_size, factor):
+    """Multiplied by √(1 + 10τ) (1 − τ), whatever else multiplies them."""
+    plain, told = pretrained("slim"), pretrained("slim", step_size, steps=4)
+    states = [plain.init(TWO), told.init(TWO)]
+    for share in (0.0, 0.25, 0.5, 0.75, 1.0, 1.25):
+        g = jax.tree.map(jnp.ones_like, TWO)
+        (u, states[0]), (v, states[1]) = (tx.update(g, s, TWO) for tx, s in zip((plain, told), states, strict=True))
+        curve = factor * np.sqrt(1 + 10 * share) * max(1 - share, 0.0)
+        for a, b in zip(jax.tree.leaves(u), jax.tree.leaves(v), strict=True):
+            assert np.allclose(b, curve * a, rtol=1e-5, atol=1e-12)
+            assert np.any(a)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, "10", math.nan])
+def test_what_is_no_count_of_steps_is_refused_where_it_is_given(steps):
+    with pytest.raises(ValueError, match="steps must be a whole number ≥ 1"):
+        zoo.ending(steps)
+    with pytest.raises((ValueError, TypeError)):
+        pretrained("light", steps=steps)
+
+
 @pytest.mark.bad_input
 @pytest.mark.parametrize("weight_decay", [-0.1, 1.0, 2, math.nan, True, "0.1", [0.1]])
 def test_what_is_no_share_is_refused_where_it_is_given(weight_decay):

@@ -10,7 +10,7 @@ from mnemosyne.tasks.data.images import Dataset, Split
 from mnemosyne.tasks.data.text import load_text
 from mnemosyne.tasks.models.networks import Attentive, Recurrent, patches
 
-SETS = (sets.varied_train, sets.varied_validation, sets.meta_test)
+SETS = (sets.varied_train, sets.varied_validation, sets.meta_test, sets.release_test)
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ def test_names_are_unique_and_the_sets_disjoint(built):
     names = [[task.name for task in tasks] for tasks in built]
     together = [name for part in names for name in part]
     assert len(set(together)) == len(together)
-    assert [len(part) for part in names] == [15, 8, 16]
+    assert [len(part) for part in names] == [15, 8, 16, 13]
     assert max(map(len, together)) <= 36
 
 
