@@ -54,7 +54,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def headline() -> str:
-    """The result in three lines: quality, claims, price."""
+    """The result in four lines: quality, with the memory and without, claims, price."""
     every = claims()
     transfer = next(c for c in every if c["id"] == "transfer")
     ratios = [
@@ -71,6 +71,7 @@ def headline() -> str:
         f"After {last.step:,} steps it is {last.worst:.2f} on the worst network. "
         f"Scale `{SCALE}`: `{transfer['command']}`. "
         f"{diverged} of {runs} runs diverged. {prodigy()}\n"
+        f"- **Without a memory.** {fresh()}\n"
         f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
         f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
         f"it, has a loss of {' and '.join(f'{mean:.2f}' for mean in ours['mean'])} times the best Adam's on the "
@@ -88,6 +89,20 @@ def prodigy() -> str:
     """What the published comparison says of Prodigy, which needs no learning rate either."""
     means = means_of("Prodigy")
     return f"Prodigy has {' and '.join(f'{row.mean:.2f} after {row.step:,} steps' for row in means.itertuples())}."
+
+
+def fresh() -> str:
+    """What the fresh tasks say of `slim`, beside `paced` and Prodigy."""
+    means, runs = published("untuned_means"), published("untuned_lost").set_index("optimizer")
+    slim, by_name = LABEL["slim"], means.sort_values("step").groupby("optimizer")
+    told = {name: " / ".join(f"{mean:.2f}" for mean in g["mean"]) for name, g in by_name}
+    steps = " / ".join(f"{step:,}" for step in sorted(means.step.unique()))
+    return (
+        f"On fresh tasks (`make figures SCALE=laptop ONLY=29`) the same mean after {steps} steps is {told[slim]} for "
+        f"`slim`, Adam's step at a learned pace in Adam's bytes, {told[LABEL['paced']]} for `paced`, {told['Prodigy']} "
+        f"for Prodigy. The worst task of `slim` has {by_name.get_group(slim).worst.max():.2f}; "
+        f"{runs.diverged[slim]} of {runs.runs[slim]} runs diverged."
+    )
 
 
 def price() -> str:

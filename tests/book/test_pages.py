@@ -85,6 +85,12 @@ def test_prodigy_is_told_as_it_is_measured(elsewhere):
     assert pages.prodigy().startswith("Prodigy has 1.25 after 200 steps and ")
 
 
+def test_the_fresh_tasks_are_told_as_they_are_measured(elsewhere):
+    assert "1 of 65 runs diverged" not in pages.fresh()
+    replaced(elsewhere / "untuned_lost.csv", "Mnemosyne slim,1,0,65", "Mnemosyne slim,1,1,65")
+    assert pages.fresh().endswith("; 1 of 65 runs diverged.")
+
+
 def test_bars_in_a_cell_do_not_end_it():
     assert pages.table(("a",), [("|z|",)]).splitlines()[-1] == r"| \|z\| |"
 
