@@ -24,9 +24,8 @@ COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "Adam, one setting": "#f2c48d",
     "NAdamW": "#c0392b",
     "NAdamW, one setting": "#e6a39b",
-    "Adam, one rate": "#f2c48d",
     "Adam, decayed": "#b3651a",
-    "Adam, warm-up and cosine, one rate": "#c9a227",
+    "Adam, warm-up and cosine, one setting": "#c9a227",
     "Prodigy": "#16697a",
     "Prodigy, decayed": "#489fb5",
     "D-Adapt AdamW": "#6a4c93",
@@ -183,6 +182,23 @@ def rate_sweep(ax: Axes, rows: pd.DataFrame, column: str) -> None:
     ax.set_xscale("log")
     log_losses(ax)
     ax.set_xlabel("learning rate")
+
+
+def profile(ax: Axes, ratio: pd.DataFrame, last: float) -> None:
+    """Draw a performance profile (Dolan and Moré 2002): the share of tasks on which a ratio is at most a factor.
+
+    Args:
+        ax: where.
+        ratio: rows of `comparison.ratios` at one step.
+        last: the largest factor; what is beyond it, or was lost, is drawn there.
+    """
+    for optimizer, group in ratio.groupby("optimizer", sort=False):
+        values = np.sort(np.minimum(group.ratio, last))
+        share = (np.arange(len(values)) + 1) / len(values)
+        ax.plot(values, share, drawstyle="steps-post", label=optimizer, color=COLORS.get(optimizer))
+    ax.axvline(1.0, color="0.6", lw=0.8, ls=":")
+    log_across(ax)
+    ax.set_ylabel("fraction of tasks at or below")
 
 
 def meta_curve(

@@ -50,21 +50,21 @@ def mlp(images: Dataset, hidden: tuple[int, ...], activation: str, batch_size: i
         batch_size: examples a step.
     """
     network = Stack(hidden, ACTIVATIONS[activation], images.classes)
-    name = f"mlp {sizes(hidden)} {activation}" if hidden else "logistic regression"
-    return classifier(batched(name, batch_size), network, images, batch_size)
+    name = f"mlp {_sizes(hidden)} {activation}" if hidden else "logistic regression"
+    return classifier(_batched(name, batch_size), network, images, batch_size)
 
 
 def conv(images: Dataset, channels: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
     """Classify images by 3×3 convolutions of stride 2 and a linear layer."""
     network = Convolutional(channels, ACTIVATIONS[activation], images.classes)
-    return classifier(batched(f"conv {sizes(channels)}", batch_size), network, images, batch_size)
+    return classifier(_batched(f"conv {_sizes(channels)}", batch_size), network, images, batch_size)
 
 
 def pooled_conv(images: Dataset, channels: tuple[int, ...], strides: tuple[int, ...], batch_size: int = 128) -> Task:
     """Classify images by 3×3 convolutions and the mean over places; channels 32-64-64, strides 2-1-1 in Metz et al."""
     network = Pooled(channels, strides, images.classes)
-    name = f"conv {sizes(channels)}, strides {sizes(strides)}"
-    return classifier(batched(name, batch_size), network, images, batch_size)
+    name = f"conv {_sizes(channels)}, strides {_sizes(strides)}"
+    return classifier(_batched(name, batch_size), network, images, batch_size)
 
 
 def residual(
@@ -74,7 +74,7 @@ def residual(
     layers = 2 + sum(blocks) * (3 if bottleneck else 2)
     network = Residual(blocks, bottleneck, images.classes, width)
     name = f"resnet {layers}" if width == 64 else f"resnet {layers}, width {width}"
-    return classifier(batched(name, batch_size), network, images, batch_size)
+    return classifier(_batched(name, batch_size), network, images, batch_size)
 
 
 def vit(images: Dataset, layers: int, heads: int, hidden: int, head_dim: int, mlp: int, batch_size: int = 64) -> Task:
@@ -87,7 +87,7 @@ def vit(images: Dataset, layers: int, heads: int, hidden: int, head_dim: int, ml
     if side % 4:
         raise ValueError(f"4×4 patches do not tile images of side {side}; pool them to a multiple of 4")
     spec = ViTSpec(layers, heads, hidden, head_dim, mlp, patch=side // 4)
-    return classify(images, spec, batch_size)._replace(name=batched(str(spec), batch_size))
+    return classify(images, spec, batch_size)._replace(name=_batched(str(spec), batch_size))
 
 
 def autoencoder(images: Dataset, hidden: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
@@ -98,14 +98,14 @@ def autoencoder(images: Dataset, hidden: tuple[int, ...], activation: str, batch
         return _with_itself(draw(images, part, key, batch_size)[0])
 
     held = _with_itself(standardise(images, images.validation.images))
-    name = batched(f"autoencoder {'-'.join(map(str, hidden))}", batch_size)
+    name = _batched(f"autoencoder {'-'.join(map(str, hidden))}", batch_size)
     return task_of(name, network, images.train, sample, held, squared_error)
 
 
 def recurrent(text: Text, hidden: int, embedding: int, length: int = 32, batch_size: int = 16) -> Task:
     """Foretell the next character with a gated recurrent unit, over stretches of `length` characters."""
     network = Recurrent(text.vocabulary, embedding, hidden)
-    return language(batched(f"gru lm {hidden}", batch_size, 16), network, text, length, batch_size)
+    return language(_batched(f"gru lm {hidden}", batch_size, 16), network, text, length, batch_size)
 
 
 def attentive(
@@ -113,7 +113,7 @@ def attentive(
 ) -> Task:
     """Foretell the next character with a causal Transformer, over stretches of `length` characters."""
     network = Attentive(text.vocabulary, layers, heads, hidden, mlp)
-    name = batched(f"attention lm {layers}x{hidden}", batch_size, 16)
+    name = _batched(f"attention lm {layers}x{hidden}", batch_size, 16)
     return language(name, network, text, length, batch_size)
 
 
@@ -132,7 +132,7 @@ def regression(
     """
     x, y = teacher(inputs, noise, seed)
     network = Stack(hidden, ACTIVATIONS[activation], 4)
-    return tabular(batched(f"regression {sizes(hidden)} {activation}", batch_size), network, x, y, batch_size)
+    return tabular(_batched(f"regression {_sizes(hidden)} {activation}", batch_size), network, x, y, batch_size)
 
 
 def teacher(inputs: int, noise: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -151,7 +151,7 @@ def diabetes(hidden: tuple[int, ...], activation: str, batch_size: int = 64) -> 
     order = np.random.default_rng(0).permutation(len(y))
     x, y = ((a - a.mean(axis=0)) / a.std(axis=0) for a in (x[order], y[order, None]))
     network = Stack(hidden, ACTIVATIONS[activation], 1)
-    return tabular(batched(f"diabetes {sizes(hidden)}", batch_size), network, x, y, batch_size)
+    return tabular(_batched(f"diabetes {_sizes(hidden)}", batch_size), network, x, y, batch_size)
 
 
 def ill_conditioned(
@@ -168,7 +168,7 @@ def ill_conditioned(
     z = rng.normal(size=(5_000, inputs))
     y = (z * eigenvalues**0.25) @ rng.normal(size=(inputs, outputs)) + 0.1 * rng.normal(size=(5_000, outputs))
     x = (z * eigenvalues**0.5) @ rotation.T
-    name = batched(f"ill-conditioned {_power(condition)}", batch_size)
+    name = _batched(f"ill-conditioned {_power(condition)}", batch_size)
     return tabular(name, Stack((), nn.relu, outputs), x, y, batch_size)
 
 
@@ -274,13 +274,13 @@ def _with_itself(images: Array) -> tuple[Array, Array]:
     return images, images.reshape(images.shape[0], -1)
 
 
-def sizes(widths: tuple[int, ...]) -> str:
+def _sizes(widths: tuple[int, ...]) -> str:
     if len(widths) > 2 and len(set(widths)) == 1:
         return f"{len(widths)}×{widths[0]}"
     return "+".join(map(str, widths))
 
 
-def batched(name: str, batch_size: int, usual: int = 64) -> str:
+def _batched(name: str, batch_size: int, usual: int = 64) -> str:
     return name if batch_size == usual else f"{name} batch {batch_size}"
 
 

@@ -1,6 +1,8 @@
 """Drawings: boxes where they were asked for, arrows between them, no text too small to read."""
 
 import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
 import pytest
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
@@ -30,3 +32,13 @@ def test_no_word_of_a_drawing_is_too_small_to_read(ax):
     plotting.box(ax, 0.1, 0.1, 1.0, 0.5, "box")
     assert len(ax.texts) == 1
     assert min(t.get_fontsize() for t in ax.texts) >= 7
+
+
+def test_a_profile_counts_tasks(ax):
+    """Half of the tasks of `a` are at 0.5; its lost one is drawn at the largest factor."""
+    ratio = pd.DataFrame({"optimizer": ["a", "a", "b", "b"], "ratio": [np.inf, 0.5, 1.0, 2.0]})
+    plotting.profile(ax, ratio, last=5.0)
+    a, b = ([list(x) for x in line.get_data()] for line in ax.lines[:2])
+    assert a == [[0.5, 5.0], [0.5, 1.0]]
+    assert b == [[1.0, 2.0], [0.5, 1.0]]
+    assert ax.get_xscale() == "log"

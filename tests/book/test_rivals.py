@@ -52,11 +52,6 @@ def test_schedules_follow_their_shape(make, shape):
     assert np.allclose(moved, shape, atol=1e-4)
 
 
-def test_a_profile_counts_tasks():
-    ratio = pd.DataFrame({"optimizer": ["a", "a", "b", "b"], "ratio": [0.5, 2.0, 1.0, np.inf]})
-    assert rivals.profile(ratio, [0.9, 1.0, 3.0]).to_numpy().tolist() == [[0.5, 0.0], [0.5, 0.5], [1.0, 0.5]]
-
-
 def rows_of(losses: dict[tuple[str, str], list[float]]) -> pd.DataFrame:
     """Rows at step 10 of (task, optimizer) → a loss for each seed."""
     return pd.DataFrame(
@@ -100,15 +95,3 @@ def test_who_overtakes_and_when():
 def test_lost_runs_are_counted():
     parts = [train(BOWL, ADAM._replace(rates=(0.01, np.inf)), seeds=(0, 1), steps=20, every=10)]
     assert rivals.lost(parts)[["diverged", "runs"]].to_numpy().tolist() == [[0, 2], [2, 2]]
-
-
-def test_one_rate_is_the_best_over_all_tasks():
-    rows = pd.concat(
-        [
-            rows_of({("a", "Adam"): [1.0], ("b", "Adam"): [4.0]}).assign(rate=0.1),
-            rows_of({("a", "Adam"): [1.5], ("b", "Adam"): [2.0]}).assign(rate=0.01),
-        ]
-    )
-    chosen = rivals.one_rate(rows, 10, ADAM)
-    assert chosen.rates == (0.01,)
-    assert chosen.name == "Adam, one rate"

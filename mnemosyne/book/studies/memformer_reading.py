@@ -27,8 +27,12 @@ COLORS = {
     "LFOM": "#0b4f8a",
     "LFOM with GD++": "#8b5aa8",
     "GD++": "#b58fd0",
+    "gradient descent": "#7a5c48",
+    "momentum": "#e0a458",
+    "Newton–Schulz": "#9aa63a",
+    "GD++, fixed": "#d3b8e6",
     "conjugate gradients": "#c0392b",
-    "best": "0.45",
+    "best": "0.25",
     "best, with Σ⁻¹": "0.45",
     "conjugate gradients, with Σ⁻¹": "#e6a39b",
 }

@@ -1,7 +1,7 @@
 """The experiments of notebooks 25 to 28: Memformers on prompts of random linear regressions, and their rivals.
 
     cell = Cell("lfom", Memformer(preconditioned(), lfom(), 4))
-    found = run.keep(trained, *setting(run, cell))          # losses, curves, weights of every training seed
+    losses = outcome(run, cell)["test"]                      # and curves, and weights, of every training seed
     fixed, rivals = rivals_of(run)                           # their coefficients, and their losses
 
 A loss is the squared error of the answer to one prompt. Two means of it are kept: the logarithm of the mean over
@@ -61,6 +61,11 @@ def setting(run: Run, cell: Cell) -> tuple:
     return cell.model, recipe, cell.stretch, seeds, run.few(cell.rates, 1), run.scale.prompts
 
 
+def outcome(run: Run, cell: Cell) -> dict:
+    """`trained` of a cell, kept: what it returns."""
+    return run.keep(trained, *setting(run, cell))
+
+
 def weights_of(found: dict, cell: Cell) -> Weights:
     """The trained weights of a cell, [seeds …]."""
     like = jax.eval_shape(lambda: init(cell.model, jax.random.key(0), d=len(cell.stretch), examples=EXAMPLES))
@@ -72,8 +77,8 @@ def table_of(run: Run, cells: Sequence[Cell], which: str = "test") -> pd.DataFra
     """The losses of cells, trained or found: rows (model, layers, rate, seed, log_mean, …)."""
     parts = []
     for cell in cells:
-        found = run.keep(trained, *setting(run, cell))
-        parts.append(found[which].assign(model=cell.name, layers=cell.model.layers, rate=found["rate"]))
+        kept = outcome(run, cell)
+        parts.append(kept[which].assign(model=cell.name, layers=cell.model.layers, rate=kept["rate"]))
     return pd.concat(parts, ignore_index=True)
 
 
@@ -201,7 +206,7 @@ def constructed(number: int, k: int, seed: int) -> pd.DataFrame:
         "preconditioned descent": (
             Memformer(layers.preconditioned(), none, k, distinct=1),
             {"attention": {"A": given(A @ A.T)[None]}, "memory": {}},
-            lambda t: methods.first_order(Tokens(given(A).T @ t.x, t.y), methods.descent([1.0] * k)),
+            lambda t: methods.first_order(transformed(t, given(A).T), methods.descent([1.0] * k)),
         ),
     }
     rows = []

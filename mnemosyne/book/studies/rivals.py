@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pandas as pd
 
-from mnemosyne.book.studies.comparison import best_for_all
 from mnemosyne.evaluate import RATES, Contender, diverged, untuned
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.zoo import pretrained
@@ -54,20 +53,6 @@ def told_the_end(steps: int, names: Sequence[str]) -> list[Contender]:
     prodigy = optax.chain(optax.contrib.prodigy(), optax.scale_by_schedule(optax.linear_schedule(1.0, 0.0, steps)))
     ours = [untuned(f"{OPTIMIZERS[name].label}, end known", pretrained(name, steps=steps)) for name in names]
     return [untuned("Prodigy, decayed", prodigy), *ours]
-
-
-def profile(ratio: pd.DataFrame, factors: Sequence[float]) -> pd.DataFrame:
-    """A performance profile (Dolan and Moré 2002): the share of tasks on which a ratio is at most each factor.
-
-    Args:
-        ratio: rows of `comparison.ratios` at one step.
-        factors: x, increasing.
-
-    Returns:
-        A row per factor, a column per optimizer.
-    """
-    shares = {o: [(g.ratio <= x).mean() for x in factors] for o, g in ratio.groupby("optimizer", sort=False)}
-    return pd.DataFrame(shares, index=pd.Index(factors, name="factor"))
 
 
 def bootstrapped(losses: pd.DataFrame, base: str, samples: int = 2_000, seed: int = 0) -> pd.DataFrame:
@@ -116,9 +101,3 @@ def lost(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """How many runs of each optimizer and rate diverged: rows (optimizer, rate, diverged, runs)."""
     counted = diverged(pd.concat(parts)).groupby(["optimizer", "rate"], sort=False).diverged.agg(["sum", "count"])
     return counted.rename(columns={"sum": "diverged", "count": "runs"}).reset_index()
-
-
-def one_rate(rows: pd.DataFrame, mark: int, contender: Contender) -> Contender:
-    """A contender at the one rate that is best at a mark over all tasks in `rows`, see `comparison.best_for_all`."""
-    rate = best_for_all(rows[rows.optimizer == contender.name], mark)[contender.name]
-    return contender._replace(name=f"{contender.name}, one rate", rates=(rate,))
