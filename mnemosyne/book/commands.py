@@ -11,6 +11,7 @@ from mnemosyne.book.reproduce import reproduce as reproduce_notebooks
 from mnemosyne.metatrain.pes import PESConfig
 from mnemosyne.metatrain.recipes import (
     SEARCHED,
+    SEARCHED_ON,
     VARIED,
     Selection,
     by_evolution,
@@ -97,6 +98,7 @@ def search(
     out: Path | None = None,
     images: str = "mnist",
     text: str = "wikitext2",
+    tasks: Literal[tuple(SEARCHED_ON)] = "varied",
 ) -> int:
     """Search for a law of a few numbers over whole runs; the same command goes on after a kill.
 
@@ -107,10 +109,11 @@ def search(
         out: folder of the run; data/meta-training/<name> by default.
         images: a data set for the networks that see images; `digits` are always there.
         text: a data set for those that read; `synthetic` is always there.
+        tasks: on which set; the hard one has batches of one, deep and wide networks and examples known by heart.
     """
     folder = out or Path("data") / "meta-training" / name
     folders.writable(folder)
-    report(make_weights(name, by_search(name, config, images, text), folder, selection, line))
+    report(make_weights(name, by_search(name, config, images, text, tasks), folder, selection, line))
     return 0
 
 

@@ -122,11 +122,16 @@ def pace_of_paced() -> Searched:
     )
 
 
+SEARCHED_ON = {"varied": "varied_train", "hard": "hard_train"}
+"""By name: the function of `sets` that makes what laws are searched for on."""
+
 SEARCHED = {"paced": pace_of_paced, "slim": lambda: Searched(OPTIMIZERS["slim"].learned, lambda theta: theta)}
 """By name: what is searched for, made when it is asked for."""
 
 
-def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str = "wikitext2") -> Recipe:
+def by_search(
+    name: str, config: SearchConfig, images: str = "mnist", text: str = "wikitext2", tasks: str = "varied"
+) -> Recipe:
     """A law of a few numbers, searched for over whole runs.
 
     Args:
@@ -134,6 +139,7 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
         config: what the search does.
         images: a data set for the networks that see images.
         text: a data set for those that read.
+        tasks: a key of `SEARCHED_ON`.
 
     Raises:
         ValueError: if the iterations are not whole chunks.
@@ -141,21 +147,23 @@ def by_search(name: str, config: SearchConfig, images: str = "mnist", text: str 
     """
     check_chunks(Search, config)
     pictures, characters = data.load(images), load_text(text)
-    tasks, validation = (make(pictures, characters) for make in (sets.varied_train, sets.varied_validation))
+    learned_on, validation = (
+        make(pictures, characters) for make in (getattr(sets, SEARCHED_ON[tasks]), sets.varied_validation)
+    )
     law, complete, about = SEARCHED[name]()
     return Recipe(
-        trainer=Search(law, tuple(tasks), config),
+        trainer=Search(law, tuple(learned_on), config),
         complete=complete,
         validation=validation,
         about=(
             f"- **Data**: training splits of {images}, pooled to 7 × 7 pixels (all of them for the ViTs), and {text}.",
-            f"- **Meta-training tasks**: {'; '.join(t.name for t in tasks)}.",
+            f"- **Meta-training tasks**: {'; '.join(t.name for t in learned_on)}.",
             f"- **Validation tasks**: {'; '.join(t.name for t in validation)}. No task of `sets.meta_test`, no "
             "network of Fig. 3 or Fig. 10 took part.",
             *about,
             f"- **Differences from the paper**: {OPTIMIZERS[name].differs}.",
         ),
-        options=_options(images=(images, "mnist"), text=(text, "wikitext2")),
+        options=_options(images=(images, "mnist"), text=(text, "wikitext2"), tasks=(tasks, "varied")),
     )
 
 

@@ -2,15 +2,18 @@
 
 A generation draws laws θ ± σ ⊙ ε, trains every task from the start with each of them, on the same batches, and moves
 θ and σ towards those with the lower losses. Losses are compared as logarithms at several steps of a run, so that all
-tasks count alike and a run must be good at any time. Costs whole runs where persistent evolution costs windows, and
+tasks count alike and a run must be good at any time; where an emphasis is given, a task counts for more the further the
+candidates are behind the best of several Adams on it. Costs whole runs where persistent evolution costs windows, and
 gives comparisons without its accumulated noise: right for a dozen weights, hopeless for thousands.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float
 
@@ -30,12 +33,14 @@ class SearchConfig:
     sigma: float = 0.5  # standard deviation of the candidates at first
     sigma_rate: float = 0.125  # how fast it adapts
     bound: float = 1.0  # a candidate's log-loss counts as at most this far from the generation's median
+    emphasis: float = 0.0  # a task and mark weighs (the median candidate's loss / the best Adam's) to this power
+    floor: float = 0.0  # the share of a run's first loss below which there is little to gain
     seed: int = 0
 
     def __post_init__(self):
         check_positive(self, "iterations", "steps", "pairs")
         check_above_zero(self, "sigma", "bound")
-        check_not_negative(self, "sigma_rate")
+        check_not_negative(self, "sigma_rate", "emphasis", "floor")
         check_seed(self.seed)
         check_several(self, "marks")
         if max(self.marks) > self.steps or min(self.marks) < 4:
@@ -47,7 +52,12 @@ class Carry(NamedTuple):
 
     theta: Theta
     sigma: Theta  # of θ's structure
+    adam: Float[Array, "tasks marks"]  # float32, log-losses of the best Adam, where there is an emphasis
     iteration: Array  # int32
+
+
+RATES = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Of the Adams that an emphasis compares with."""
 
 
 class Search(NamedTuple):
@@ -64,11 +74,11 @@ class Search(NamedTuple):
         """The law before the search, and how far from it candidates are drawn."""
         theta = self.learned.init(jax.random.key(self.config.seed))
         sigma = jax.tree.map(lambda a: jnp.full_like(a, self.config.sigma), theta)
-        return Carry(theta, sigma, jnp.zeros((), jnp.int32))
+        adam = jnp.zeros((len(self.tasks), len(self.config.marks)), jnp.float32)
+        return Carry(theta, sigma, adam, jnp.zeros((), jnp.int32))
 
-    def fitness(self, task: Task, data, theta: Theta, key: Array) -> Float[Array, "marks"]:
-        """Train once from the start: log of the mean loss over the last quarter before each mark."""
-        tx = self.learned.make(theta)
+    def fitness(self, task: Task, data, tx: optax.GradientTransformation, key: Array) -> Float[Array, "marks"]:
+        """Train once from the start: log of the mean loss over the last quarter before each mark, above the floor."""
         init_key, batch_key = jax.random.split(key)
         params = task.init(init_key)
 
@@ -78,7 +88,20 @@ class Search(NamedTuple):
             return carry, loss
 
         _, losses = jax.lax.scan(step, (params, tx.init(params)), jnp.arange(self.config.steps))
-        return jnp.stack([jnp.log(jnp.mean(losses[mark - mark // 4 : mark])) for mark in self.config.marks])
+        floor = self.config.floor * losses[0]
+        return jnp.stack([jnp.log(jnp.mean(losses[mark - mark // 4 : mark]) + floor) for mark in self.config.marks])
+
+    def each(self, make: Callable, settings: Array, data: tuple, key: Array) -> Float[Array, "tasks n marks"]:
+        """The fitness of every setting, [n …], on every task, with the same batches for all settings."""
+        found = []
+        for i, (task, arrays) in enumerate(zip(self.tasks, data, strict=True)):
+            run = lambda s, k, task=task, arrays=arrays: self.fitness(task, arrays, make(s), k)
+            found.append(jax.vmap(run, in_axes=(0, None))(settings, jax.random.fold_in(key, i)))
+        return jnp.stack(found)
+
+    def adam(self, data: tuple, key: Array) -> Float[Array, "tasks marks"]:
+        """The lowest log-loss of the Adams of `RATES`, for each task and mark by itself."""
+        return jnp.nanmin(self.each(optax.adam, jnp.array(RATES, jnp.float32), data, key), axis=1)
 
     def iterate(self, carry: Carry, data: tuple) -> tuple[Carry, dict[str, Array]]:
         """One generation."""
@@ -89,24 +112,31 @@ class Search(NamedTuple):
         half = jax.random.normal(key, (c.pairs, centre.size))
         noise = jnp.concatenate([half, -half])
         candidates = jnp.concatenate([centre[None] + spread[None] * noise, centre[None]])
-        found = []
-        for i, (task, arrays) in enumerate(zip(self.tasks, data, strict=True)):
-            run = lambda v, k, task=task, arrays=arrays: self.fitness(task, arrays, unravel(v), k)
-            found.append(jax.vmap(run, in_axes=(0, None))(candidates, jax.random.fold_in(key, i)))
-        found = jnp.stack(found)  # [tasks candidates+1 marks]
-        utility = utilities(fitness_of(found[:, :-1], c.bound))
+        found = self.each(lambda v: self.learned.make(unravel(v)), candidates, data, key)
+        adam = carry.adam
+        if c.emphasis:
+            adam = jax.lax.cond(carry.iteration == 0, lambda: self.adam(data, key), lambda: adam)
+        utility = utilities(fitness_of(found[:, :-1], adam, c.bound, c.emphasis))
         centre = centre + spread * (utility @ noise)
         spread = spread * jnp.exp(c.sigma_rate * (utility @ (noise**2 - 1.0)))
         measured = {"loss": jnp.mean(found[:, -1]), "last": jnp.mean(found[:, -1, -1]), "sigma": jnp.mean(spread)}
         measured["failed"] = jnp.mean(~jnp.isfinite(found))
-        return Carry(unravel(centre), unravel(spread), carry.iteration + 1), measured
+        return Carry(unravel(centre), unravel(spread), adam, carry.iteration + 1), measured
 
 
-def fitness_of(found: Float[Array, "tasks n marks"], bound: float) -> Float[Array, "n"]:
-    """Mean log-loss of each candidate, each task and mark counted relative to the candidates' median, within ±bound."""
+def fitness_of(
+    found: Float[Array, "tasks n marks"], adam: Float[Array, "tasks marks"], bound: float, emphasis: float
+) -> Float[Array, "n"]:
+    """Weighted mean of each candidate's log-losses, each counted relative to the candidates' median, within ±bound.
+
+    A task and mark weighs (median candidate's loss / Adam's) to the power of `emphasis`, between 0.1 and 10.
+    """
     finite = jnp.where(jnp.isfinite(found), found, jnp.inf)
-    relative = finite - jnp.median(finite, axis=1, keepdims=True)
-    return jnp.mean(jnp.clip(jnp.where(jnp.isnan(relative), 0.0, relative), -bound, bound), axis=(0, 2))
+    median = jnp.median(finite, axis=1, keepdims=True)
+    relative = finite - median
+    counted = jnp.clip(jnp.where(jnp.isnan(relative), 0.0, relative), -bound, bound)
+    weight = jnp.clip(jnp.exp(emphasis * (median - adam[:, None])), 0.1, 10.0) if emphasis else jnp.ones_like(median)
+    return jnp.mean(counted * weight / jnp.mean(weight), axis=(0, 2))
 
 
 def utilities(fitness: Float[Array, "n"]) -> Float[Array, "n"]:

@@ -95,6 +95,26 @@ def varied_train(images: Dataset, text: Text) -> list[Task]:
     ]
 
 
+def hard_train(images: Dataset, text: Text) -> list[Task]:
+    """Make the tasks to search a law on that holds in the worst case: those of `varied_train` and nine more.
+
+    Batches of one, many layers, wide layers, strongly curved problems, and examples that can be known by heart.
+    """
+    low = suite.small(images, 7)
+    return [
+        *varied_train(images, text),
+        suite.mlp(low, (16,), "gelu", batch_size=1),
+        suite.mlp(low, (20,), "tanh", batch_size=1),
+        suite.mlp(low, (12,) * 10, "tanh", batch_size=32),
+        suite.mlp(low, (12,) * 9, "relu", batch_size=32),
+        suite.mlp(low, (256,), "silu", batch_size=32),
+        suite.ill_conditioned(2e4, inputs=24, seed=3, batch_size=128),
+        suite.regression(8, (), "relu", seed=4, batch_size=256),
+        suite.by_heart(low, 256, (20,), "relu", batch_size=64),
+        suite.by_heart(low, 128, (16, 16), "silu", batch_size=16),
+    ]
+
+
 def evolved_train(images: Sequence[Dataset]) -> list[Task]:
     """Make the tasks to meta-train by evolution on: of each data set, in grey, an MLP on 8×8 pixels and on 14×14."""
     tasks = []

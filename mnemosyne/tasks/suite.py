@@ -54,6 +54,23 @@ def mlp(images: Dataset, hidden: tuple[int, ...], activation: str, batch_size: i
     return classifier(_batched(name, batch_size), network, images, batch_size)
 
 
+def by_heart(images: Dataset, examples: int, hidden: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
+    """Classify so few images that all are soon known by heart; in one batch of fifty a single one is repeated.
+
+    Gradients shrink to nothing and agree, which invites large steps, until a batch comes that is unlike the others.
+    """
+    part = images.train._replace(images=images.train.images[:examples], labels=images.train.labels[:examples])
+    few = mlp(images._replace(train=part), hidden, activation, batch_size)
+
+    def batch(data, key):
+        whether, key = jax.random.split(key)
+        inputs, labels = few.batch(data, key)
+        same = jnp.where(jax.random.bernoulli(whether, 0.02), 0, jnp.arange(batch_size))
+        return inputs[same], labels[same]
+
+    return few._replace(name=f"{few.name}, {examples} by heart", batch=batch)
+
+
 def conv(images: Dataset, channels: tuple[int, ...], activation: str, batch_size: int = 64) -> Task:
     """Classify images by 3×3 convolutions of stride 2 and a linear layer."""
     network = Convolutional(channels, ACTIVATIONS[activation], images.classes)

@@ -3,13 +3,15 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from mnemosyne.metatrain.loop import meta_train
-from mnemosyne.metatrain.search import Search, SearchConfig, fitness_of, utilities
+from mnemosyne.metatrain.search import RATES, Search, SearchConfig, fitness_of, utilities
 from tests.helpers import check_resumed
 from tests.metatrain.test_pes import LOG_RATE, bowl
 
+NOTHING = jnp.zeros((2, 1))
 CONFIG = SearchConfig(iterations=6, steps=16, marks=(8, 16), pairs=4)
 
 
@@ -37,13 +39,39 @@ def test_fitness_is_one_run_from_the_start():
         params = jax.tree.map(lambda p, g: p - jnp.exp(-1.0) * g, params, g)
         losses.append(float(loss))
     wanted = np.log([np.mean(losses[6:8]), np.mean(losses[12:16])])
-    assert np.allclose(s.fitness(task, task.data, theta, key), wanted, rtol=1e-3)
+    tx = s.learned.make(theta)
+    assert np.allclose(s.fitness(task, task.data, tx, key), wanted, rtol=1e-3)
+    above = np.log(np.exp(wanted) + 0.5 * losses[0])
+    assert np.allclose(search(floor=0.5).fitness(task, task.data, tx, key), above, rtol=1e-3)
+
+
+def test_an_emphasis_compares_with_the_best_adam_of_the_first_generation():
+    s = search(emphasis=1.0)
+    data = tuple(task.data for task in s.tasks)
+    first, _ = s.iterate(s.start(), data)
+    second, _ = s.iterate(first, data)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    each = [s.fitness(s.tasks[1], data[1], optax.adam(rate), jax.random.fold_in(key, 1)) for rate in RATES]
+    assert np.allclose(first.adam[1], np.min(each, axis=0), rtol=1e-4)
+    assert np.array_equal(second.adam, first.adam)
+    assert not search().iterate(search().start(), data)[0].adam.any()
 
 
 def test_lost_runs_and_outliers_count_as_the_bound():
     found = jnp.array([[[1.0], [2.0], [3.0], [jnp.nan], [9.0]]])
-    assert np.allclose(fitness_of(found, 1.5), [-1.5, -1.0, 0.0, 1.5, 1.5])
-    assert np.allclose(fitness_of(jnp.full((2, 3, 1), jnp.inf), 1.0), 0.0)  # all lost alike says nothing
+    assert np.allclose(fitness_of(found, NOTHING[:1], 1.5, 0.0), [-1.5, -1.0, 0.0, 1.5, 1.5])
+    all_lost = jnp.full((2, 3, 1), jnp.inf)
+    for emphasis in (0.0, 1.0):
+        assert np.allclose(fitness_of(all_lost, NOTHING, 1.0, emphasis), 0.0)  # which says nothing
+
+
+def test_tasks_count_for_more_where_candidates_are_behind_adam():
+    """Two tasks, two candidates, each the better one on one of them; on the second both are twice behind Adam."""
+    found, adam = jnp.log(jnp.array([[[1.0], [2.0]], [[4.0], [2.0]]])), jnp.log(jnp.array([[2.0**0.5], [2.0**0.5]]))
+    assert np.allclose(fitness_of(found, adam, 9.0, 0.0), 0.0, atol=1e-6)
+    wanted = np.log(2.0) / 2 * (1 - 2**1.0) / (1 + 2**1.0)
+    assert np.allclose(fitness_of(found, adam, 9.0, 1.0), [-wanted, wanted], atol=1e-6)
+    assert np.allclose(fitness_of(found, adam - 20.0, 9.0, 1.0), 0.0, atol=1e-6)  # a weight is at most 10
 
 
 def test_utilities_rank_and_add_up_to_nothing():

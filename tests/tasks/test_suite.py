@@ -10,7 +10,7 @@ from mnemosyne.tasks.data.images import Dataset, Split
 from mnemosyne.tasks.data.text import load_text
 from mnemosyne.tasks.models.networks import Attentive, Recurrent, patches
 
-SETS = (sets.varied_train, sets.varied_validation, sets.meta_test, sets.release_test)
+SETS = (sets.hard_train, sets.varied_validation, sets.meta_test, sets.release_test)
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +64,8 @@ def test_names_are_unique_and_the_sets_disjoint(built):
     names = [[task.name for task in tasks] for tasks in built]
     together = [name for part in names for name in part]
     assert len(set(together)) == len(together)
-    assert [len(part) for part in names] == [15, 8, 16, 13]
-    assert max(map(len, together)) <= 36
+    assert [len(part) for part in names] == [24, 8, 16, 13]
+    assert max(len(name) for part in names[1:] for name in part) <= 36  # of those that figures show
 
 
 def test_every_task_fits_colour_images_of_a_hundred_classes(text):
@@ -83,6 +83,24 @@ def test_tasks_on_28x28_images_are_small(text):
     sizes = {task.name: size(shapes(task)[0]) for task in sets.meta_test(images, text)}
     assert max(sizes.values()) == sizes["mlp 512 relu"] < 31_000
     assert sorted(sizes.values())[-2] < 9_000
+
+
+def test_the_hard_tasks_are_the_varied_ones_and_more(built, digits, text):
+    varied = [task.name for task in sets.varied_train(digits, text)]
+    hard = [task.name for task in built[0]]
+    assert hard[:15] == varied
+    assert sum(name.endswith("batch 1") for name in hard) == 2
+    assert sum(name.endswith("by heart") for name in hard) == 2
+
+
+def test_now_and_then_a_batch_of_few_examples_is_one_of_them_repeated(digits):
+    task = suite.by_heart(digits, 32, (4,), "relu", batch_size=8)
+    assert jax.tree.leaves(task.data["train"])[0].shape[0] == 32
+    drawn = jax.jit(jax.vmap(lambda key: task.batch(task.data, key)))
+    inputs, labels = drawn(jax.random.split(jax.random.key(0), 2_000))
+    same = np.array([(x == x[0]).all() for x in np.asarray(inputs)])
+    assert 0.01 < same.mean() < 0.03
+    assert all((y == y[0]).all() for y in np.asarray(labels)[same])
 
 
 def test_metrics_are_measured_on_a_thousand_examples_at_most():
