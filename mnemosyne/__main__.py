@@ -19,7 +19,7 @@ OF_THE_BOOK = {
     "reproduce": "regenerate every figure and table by running the notebooks",
     "publish": "copy what runs have computed to what the repository keeps",
     "meta-train": "meta-train an optimizer and write its weights and card",
-    "search": "search for the pace of `paced`",
+    "search": "search for a law of a few numbers over whole runs, and write its weights and card",
     "evolve": "meta-train an optimizer by evolution and write its weights and card",
 }
 """Commands of `book.commands`, each with a line of help."""

@@ -86,7 +86,7 @@ def test_meta_train_writes_weights_card_and_log(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(("name", "tasks"), [("paced", "varied"), ("slim", "hard")])
 def test_search_writes_weights_of_the_whole_optimizer(name, tasks, capsys, tmp_path, monkeypatch):
     few = lambda images, text: [suite.regression(3, (4,), "relu"), suite.mlp(suite.small(images, 4), (3,), "relu")]
-    monkeypatch.setattr(sets, f"{tasks}_train", few)
+    monkeypatch.setitem(recipes.SEARCHED_ON, tasks, few)
     monkeypatch.setattr(sets, "varied_validation", few)
     told = f"search {name} --images digits --text synthetic --iterations 2 --steps 20 --marks 10 20 --pairs 2"
     told += " --tasks hard --emphasis 1.0 --floor 0.001" if tasks == "hard" else ""

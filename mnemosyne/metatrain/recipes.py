@@ -122,8 +122,8 @@ def pace_of_paced() -> Searched:
     )
 
 
-SEARCHED_ON = {"varied": "varied_train", "hard": "hard_train"}
-"""By name: the function of `sets` that makes what laws are searched for on."""
+SEARCHED_ON = {"varied": sets.varied_train, "hard": sets.hard_train}
+"""By name: (images, text) → what laws are searched for on."""
 
 SEARCHED = {"paced": pace_of_paced, "slim": lambda: Searched(OPTIMIZERS["slim"].learned, lambda theta: theta)}
 """By name: what is searched for, made when it is asked for."""
@@ -147,9 +147,7 @@ def by_search(
     """
     check_chunks(Search, config)
     pictures, characters = data.load(images), load_text(text)
-    learned_on, validation = (
-        make(pictures, characters) for make in (getattr(sets, SEARCHED_ON[tasks]), sets.varied_validation)
-    )
+    learned_on, validation = (make(pictures, characters) for make in (SEARCHED_ON[tasks], sets.varied_validation))
     law, complete, about = SEARCHED[name]()
     return Recipe(
         trainer=Search(law, tuple(learned_on), config),

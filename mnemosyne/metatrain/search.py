@@ -135,7 +135,8 @@ def fitness_of(
     median = jnp.median(finite, axis=1, keepdims=True)
     relative = finite - median
     counted = jnp.clip(jnp.where(jnp.isnan(relative), 0.0, relative), -bound, bound)
-    weight = jnp.clip(jnp.exp(emphasis * (median - adam[:, None])), 0.1, 10.0) if emphasis else jnp.ones_like(median)
+    behind = jnp.nan_to_num(median - adam[:, None])  # where every Adam is lost it says nothing
+    weight = jnp.clip(jnp.exp(emphasis * behind), 0.1, 10.0)
     return jnp.mean(counted * weight / jnp.mean(weight), axis=(0, 2))
 
 

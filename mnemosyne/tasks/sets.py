@@ -109,7 +109,7 @@ def hard_train(images: Dataset, text: Text) -> list[Task]:
         suite.mlp(low, (12,) * 9, "relu", batch_size=32),
         suite.mlp(low, (256,), "silu", batch_size=32),
         suite.ill_conditioned(2e4, inputs=24, seed=3, batch_size=128),
-        suite.regression(8, (), "relu", seed=4, batch_size=256),
+        suite.regression(8, (16,), "relu", seed=4, batch_size=256),
         suite.by_heart(low, 256, (20,), "relu", batch_size=64),
         suite.by_heart(low, 128, (16, 16), "silu", batch_size=16),
     ]

@@ -66,12 +66,14 @@ def test_lost_runs_and_outliers_count_as_the_bound():
 
 
 def test_tasks_count_for_more_where_candidates_are_behind_adam():
-    """Two tasks, two candidates, each the better one on one of them; on the second both are twice behind Adam."""
+    """Either candidate is better on one task. Their median has Adam's loss on the first, twice it on the second."""
     found, adam = jnp.log(jnp.array([[[1.0], [2.0]], [[4.0], [2.0]]])), jnp.log(jnp.array([[2.0**0.5], [2.0**0.5]]))
     assert np.allclose(fitness_of(found, adam, 9.0, 0.0), 0.0, atol=1e-6)
     wanted = np.log(2.0) / 2 * (1 - 2**1.0) / (1 + 2**1.0)
     assert np.allclose(fitness_of(found, adam, 9.0, 1.0), [-wanted, wanted], atol=1e-6)
     assert np.allclose(fitness_of(found, adam - 20.0, 9.0, 1.0), 0.0, atol=1e-6)  # a weight is at most 10
+    lost = adam.at[1].set(jnp.nan)  # where every Adam is lost, the task counts as one that is level with it
+    assert np.allclose(fitness_of(found, lost, 9.0, 1.0), 0.0, atol=1e-6)
 
 
 def test_utilities_rank_and_add_up_to_nothing():
