@@ -12,7 +12,6 @@ the sum of past agreements beyond a target, an integral controller: with a range
 feature at one time could tell (a hypergradient, Baydin et al. 2018, in units of angles).
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -71,13 +70,12 @@ def features(
     start: Float[Array, ""],
     vector: Float[Array, ""],
     extent: Float[Array, ""],
-    more: Sequence[Float[Array, ""]] = (),
-) -> Float[Array, "k"]:
-    """f_t of one tensor of `extent` elements, each of order one; see `FEATURES`. `more` stands behind them."""
+) -> Float[Array, "9"]:
+    """f_t of one tensor of `extent` elements, each of order one; see `FEATURES`."""
     short, long = size[0] / (1.0 - 0.9**t), size[1] / (1.0 - 0.99**t)
     # Not the logarithm of the ratio, whose derivative divides by b².
     ratio = lambda a, b: jnp.log(jnp.maximum(a, 1e-37)) - jnp.log(jnp.maximum(b, 1e-37))
-    seen = [
+    seen = (
         clock(t),
         jnp.log(jnp.maximum(start, 1e-8)) / 3.0 + 0.7,
         vector,
@@ -86,8 +84,8 @@ def features(
         jnp.clip(ratio(short, long), -3.0, 3.0),
         jnp.log(extent) / 5.0 - 1.4,
         course,
-    ]
-    return jnp.stack([*seen, *more])
+    )
+    return jnp.stack(seen)
 
 
 def clock(t: Float[Array, ""]) -> Float[Array, ""]:
@@ -124,6 +122,22 @@ def watch(
     return agreement, jnp.stack([short, long, jnp.maximum(size[2], long / (1.0 - 0.99**t))])
 
 
+def follow(
+    theta: Theta,
+    agreement: Float[Array, "2"],
+    course: Float[Array, ""],
+    weight: Float[Array, ""] | float = 1.0,
+) -> Float[Array, ""]:
+    """Add this step's excess of the agreement over the target, times its weight, to the integral."""
+    excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
+    return jnp.clip(course + _GAIN * weight * excess, *_RANGE)
+
+
+def stride(theta: Theta, seen: Float[Array, "k"]) -> Float[Array, ""]:
+    """exp(wᵀ f_t + b), between e⁻⁶ and e⁶."""
+    return jnp.exp(jnp.clip(seen @ theta["w"] + theta["b"], *_RANGE))
+
+
 def law(
     theta: Theta,
     t: Float[Array, ""],
@@ -133,8 +147,6 @@ def law(
     size: Float[Array, "3"],
     course: Float[Array, ""],
     *known: Float[Array, ""],
-    weight: Float[Array, ""] | float = 1.0,
-    more: Sequence[Float[Array, ""]] = (),
 ) -> tuple[Float[Array, ""], Float[Array, "2"], Float[Array, "3"], Float[Array, ""]]:
     """One tensor: (its pace, its agreement, size and course).
 
@@ -145,14 +157,10 @@ def law(
         cosine: of the gradient and minus the last step.
         agreement, size, course: running numbers so far, see `PaceState`.
         known: its start, and its `kinds`.
-        weight: of this step in the course.
-        more: features beyond `FEATURES`.
     """
     agreement, size = watch(t, rms, cosine, agreement, size)
-    excess = jnp.tanh(5.0 * agreement[0]) - jnp.tanh(theta["target"])
-    course = jnp.clip(course + _GAIN * weight * excess, *_RANGE)
-    log_pace = features(t, agreement, size, course, *known, more) @ theta["w"] + theta["b"]
-    return jnp.exp(jnp.clip(log_pace, *_RANGE)), agreement, size, course
+    course = follow(theta, agreement, course)
+    return stride(theta, features(t, agreement, size, course, *known)), agreement, size, course
 
 
 def kinds(tensors: Tensors) -> tuple[np.ndarray, np.ndarray]:

@@ -110,7 +110,7 @@ OPTIMIZERS = {
         "Mnemosyne slim",
         "#7bc043",
         "Adam's direction and state, with learned β₁ and β₂, at a pace of its own for every tensor, a power law of "
-        "eleven features; no memory but Adam's two averages",
+        "fifteen features; no memory but Adam's two averages",
         slim(),
     ),
     "tensor": Optimizer("Mnemosyne tensor-wise", "#2b8f8a", _CHUNKS, TENSOR),
