@@ -47,7 +47,7 @@ def data(action: str, name: str | None) -> None:
 def weights(action: str, name: str | None) -> None:
     """List the weights that ship with the package, or print the card of one."""
     if action == "card":
-        print(zoo.card(name or "paced"))
+        print(zoo.card(name or zoo.RECOMMENDED))
         return
     for known in zoo.available():
         paths = zoo.files_of(known)
@@ -72,7 +72,13 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser(name, help=about)
     for name, run, actions, about, whose in (
         ("data", data, ("list", "fetch", "verify"), "list, download or check data sets", "a data set; list takes none"),
-        ("weights", weights, ("list", "card"), "list what ships, print a card", "whose card; that of paced by default"),
+        (
+            "weights",
+            weights,
+            ("list", "card"),
+            "list what ships, print a card",
+            "whose card; that of the recommended one by default",
+        ),
     ):
         command = commands.add_parser(name, help=about, description=run.__doc__)
         command.add_argument("action", choices=actions)

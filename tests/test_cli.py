@@ -215,7 +215,7 @@ def test_every_configuration_field_is_explained(module, config):
 
 def test_bench_measures_ratios_and_bytes():
     table = bench.bench(sizes=(1_000,), rounds=1).set_index("optimizer")
-    assert set(table.index) == {"optax.adam", "paced", "light", "coordinate"}
+    assert set(table.index) == {"optax.adam", "slim", "paced", "light", "coordinate"}
     assert round(table["bytes/parameter"]["paced"]) == 392
     assert round(table["bytes/parameter"]["light"]) == 384
     assert round(table["bytes/parameter"]["coordinate"]) == 4352

@@ -91,7 +91,7 @@ def test_a_network_trains_with_the_core_alone(core):
 
 def test_a_card_is_printed_with_the_core_alone(core):
     card = core("-m", "mnemosyne", "weights", "card")
-    assert card.stdout.strip() == zoo.card("paced").strip(), card.stderr
+    assert card.stdout.strip() == zoo.card(zoo.RECOMMENDED).strip(), card.stderr
     listed = core("-m", "mnemosyne", "weights", "list")
     assert listed.stdout.startswith("coordinate"), listed.stderr
 

@@ -34,7 +34,7 @@ def bench(sizes: tuple[int, ...] = SIZES, rounds: int = ROUNDS) -> pd.DataFrame:
         params = {"w": jnp.zeros((n // 100, 100))}
         grads = jax.tree.map(lambda p: jax.random.normal(jax.random.key(0), p.shape), params)
         contenders = {"optax.adam": optax.adam(1e-3)}
-        contenders |= {name: zoo.pretrained(name) for name in ("paced", "light", "coordinate")}
+        contenders |= {name: zoo.pretrained(name) for name in ("slim", "paced", "light", "coordinate")}
         timed = {}
         for name, tx in contenders.items():
             state = tx.init(params)

@@ -9,8 +9,8 @@ m_{t−1} / √v_{t−1}, which Adam keeps anyway, so that no copy of the last s
 weighted by 1 / (1 + t/τ): where gradients are mostly noise the pace then falls as a power of t, which has no horizon,
 and not exponentially. A direction asked often enough with one answer is certain, −½ log(1 − agreement), and the other
 tensors' sums tell what this one has not yet seen. The averages' own speeds α and β and the look ahead ν are learned
-with the law. The first ten steps, before anything is known of agreement, are shorter: a network that was trained before,
-restarted without its state, would lose much by long ones.
+with the law. The first ten steps, before anything is known of agreement, are shorter: a trained network that goes on
+without its state would lose much by long ones.
 """
 
 from functools import partial

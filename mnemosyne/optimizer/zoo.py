@@ -26,6 +26,9 @@ def folder() -> Path:
     return Path(str(resources.files("mnemosyne.optimizer"))) / "weights"
 
 
+RECOMMENDED = "slim"
+"""What `pretrained()` is."""
+
 SUMS = "SHA256SUMS"
 """Beside the weights: the SHA-256 of each file, as `sha256sum` writes it. `load_weights` compares."""
 
@@ -67,7 +70,7 @@ def parts_of(name: str) -> list[str]:
 
 
 def pretrained(
-    name: str = "paced",
+    name: str = RECOMMENDED,
     step_size: float | int | ArrayLike | Callable = 1.0,
     weight_decay: float | int | Array | None = None,
     mask: Any = None,
@@ -83,15 +86,15 @@ def pretrained(
     Clipping belongs before, a schedule into `step_size` or behind.
 
     Args:
-        name: "paced", the recommended one: a light memory for the direction, a law for the step's size. Or "slim" (such
-            a law for Adam's step, with Adam's state, no memory), "coordinate" (the paper's: two encoders of width 16,
-            raw gradients, App. B.1), "odd" (the same size, odd by construction, normalised per tensor), "light" (one
-            encoder of width 8, §5.3), "normalised" (the direction of "paced" alone), "tensor" (a memory for each
-            tensor, §3.2), "tensor_averaged" (of averaged gradients) and "tensor_paced" (that at a learned pace, with
-            half of Adam's state), "super" (light on the largest tensors, tensor-wise on the others, §5.4) and
-            "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2), or a peer: "lstm", "s4"; "small_fc"
-            and "nn_adam", whose `update` needs the parameters; "velo_lstm" and "velo_cam", whose `update` needs the
-            parameters, `value=loss` and `horizon=steps`.
+        name: "slim", the recommended one: Adam's step and state, and a learned law for the step's size. Or "paced" (a
+            light memory for the direction, such a law for the step's size), "coordinate" (the paper's: two encoders of
+            width 16, raw gradients, App. B.1), "odd" (the same size, odd by construction, normalised per tensor),
+            "light" (one encoder of width 8, §5.3), "normalised" (the direction of "paced" alone), "tensor" (a memory
+            for each tensor, §3.2), "tensor_averaged" (of averaged gradients) and "tensor_paced" (that at a learned
+            pace, with half of Adam's state), "super" (light on the largest tensors, tensor-wise on the others, §5.4)
+            and "super_paced", "hybrid" (light, with Adam on biases and gains, §5.2), or a peer: "lstm", "s4";
+            "small_fc" and "nn_adam", whose `update` needs the parameters; "velo_lstm" and "velo_cam", whose `update`
+            needs the parameters, `value=loss` and `horizon=steps`.
         step_size: s, a factor on every update, or a schedule of it; 1 is what was meta-trained.
         weight_decay: λ in [0, 1), the share of each weight that a step takes away. It is AdamW's learning rate times
             its decay: 1e-3 · 0.1 there is 1e-4 here. `update` then needs the parameters. None by default.
@@ -149,7 +152,7 @@ def take_share(weight_decay: float | int | Array, mask: Any = None) -> optax.Gra
     return optax.GradientTransformation(decay.init, update)
 
 
-def scale_by_pretrained(name: str = "paced") -> optax.GradientTransformationExtraArgs:
+def scale_by_pretrained(name: str = RECOMMENDED) -> optax.GradientTransformationExtraArgs:
     """The updates of `pretrained` with the sign that optax's `scale_by_…` have, for a chain of one's own.
 
         optax.chain(scale_by_pretrained("light"), optax.add_decayed_weights(1e-4), optax.scale_by_learning_rate(1.0))
@@ -240,7 +243,7 @@ def files_of(name: str) -> list[Path]:
 def _known(name: Any, names: list[str]) -> Path:
     if not isinstance(name, str):
         raise ValueError(
-            f"what comes first is a name, such as 'paced', got {name!r}. There is no learning rate to give; "
+            f"what comes first is a name, such as {RECOMMENDED!r}, got {name!r}. There is no learning rate to give; "
             "step_size is a factor on every update, 1 by default"
         )
     if name not in names:

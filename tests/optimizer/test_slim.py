@@ -6,7 +6,7 @@ import pytest
 
 from mnemosyne.optimizer.composite import state_bytes
 from mnemosyne.optimizer.pace import at_pace
-from mnemosyne.optimizer.slim import FEATURES, RATE, law, scale_by_slim, slim
+from mnemosyne.optimizer.slim import FEATURES, RATE, law, scale_by_slim, slim, together
 from tests.optimizer.test_pace import NOTHING, PARAMS, gradients, run
 
 NONE = -1e9  # of the look ahead
@@ -20,8 +20,18 @@ def after(theta, steps=5, factor=1.0):
 def test_without_a_law_it_is_adam():
     """Not where a gradient is below ε: Adam's is 1e-8 whatever the gradients are."""
     (ours, _), (adam, _) = after(PLAIN), run(optax.adam(RATE, b1=0.9, b2=0.99))
+    warm = 1 - 0.9**5  # of the fifth step
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(adam), strict=True):
-        assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
+        assert np.allclose(a, warm * b, rtol=1e-4, atol=1e-7)
+
+
+def test_the_first_steps_are_shorter():
+    """Of the t-th step 0.9ᵗ is missing, so that a restart without the state does little harm."""
+    g, tx = jnp.array([0.5, -0.5]), scale_by_slim(PLAIN)
+    state = tx.init(g)
+    for t in range(1, 60):
+        moved, state = tx.update(g, state)
+        assert np.allclose(moved, -RATE * (1 - 0.9**t) * jnp.sign(g), rtol=1e-4)
 
 
 def test_the_speeds_of_the_averages_are_learned():
@@ -29,7 +39,7 @@ def test_the_speeds_of_the_averages_are_learned():
     for a, b in zip(
         *(jax.tree.leaves(run(tx)[0]) for tx in (scale_by_slim(theta), optax.adam(RATE, 0.7, 0.998))), strict=True
     ):
-        assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
+        assert np.allclose(a, (1 - 0.9**5) * b, rtol=1e-4, atol=1e-7)
 
 
 def test_half_a_look_ahead_is_half_the_gradient():
@@ -41,7 +51,7 @@ def test_half_a_look_ahead_is_half_the_gradient():
         moved, state = tx.update(jnp.array([x]), state)
     mean = (0.9 * 0.1 * g[0] + 0.1 * g[1]) / (1 - 0.9**2)
     square = (0.99 * 0.01 * g[0] ** 2 + 0.01 * g[1] ** 2) / (1 - 0.99**2)
-    assert np.allclose(moved, -RATE * (0.5 * mean + 0.5 * g[1]) / np.sqrt(square), rtol=1e-4)
+    assert np.allclose(moved, -RATE * (1 - 0.9**2) * (0.5 * mean + 0.5 * g[1]) / np.sqrt(square), rtol=1e-4)
 
 
 def test_it_agrees_with_steps_that_it_does_not_keep():
@@ -62,12 +72,23 @@ def test_it_holds_adams_bytes_and_eight_numbers_a_tensor():
 def test_each_weight_multiplies_by_its_feature():
     at = {name: i for i, name in enumerate(FEATURES)}
     number = jnp.float32
-    seen = {"t": 9.0, "rms": 1.0, "cosine": 0.0, "signal": np.exp(-0.6)}
-    numbers = jnp.zeros(2), jnp.zeros(3), number(0.0), number(1.0), number(0.0), number(1.0)
+    seen = {"t": 9.0, "course of all": 0.7, "tensors": 0.4, "rms": 1.0, "cosine": 1.0, "signal": np.exp(-0.6)}
+    numbers = jnp.array([0.5, 0.99]), jnp.zeros(3), number(0.0), number(1.0), number(0.0), number(1.0)
     pace = lambda name: law({**PLAIN, "w": PLAIN["w"].at[at[name]].set(1.0)}, *map(number, seen.values()), *numbers)[0]
     assert np.isclose(pace("signal"), np.exp(-0.6 / 2 + 0.5), rtol=1e-5)
     assert np.isclose(pace("signal × time"), np.exp((-0.6 / 2 + 0.5) * (np.log(10.0) / 4 - 1)), rtol=1e-5)
     assert np.isclose(pace("time"), np.exp(np.log(10.0) / 4 - 1), rtol=1e-5)
+    assert np.isclose(pace("certainty, 10 steps"), (1 - (0.9 * 0.5 + 0.1)) ** -0.5, rtol=1e-5)
+    assert np.isclose(pace("certainty, 50 steps"), 0.05**-0.5, rtol=1e-4)  # no agreement counts as more than 0.95
+    assert np.isclose(pace("course of all"), np.exp(0.7), rtol=1e-5)
+    assert np.isclose(pace("tensors"), np.exp(0.4), rtol=1e-5)
+
+
+def test_every_tensor_knows_of_all():
+    course_of_all, tensors = together(jnp.array([0.3, -0.1, 1.0]))
+    assert np.isclose(course_of_all, 0.4)
+    assert np.isclose(tensors, np.log(3) / 2 - 1)
+    assert np.isfinite(together(jnp.zeros(0))).all()
 
 
 def test_the_course_of_noise_falls_as_a_logarithm():

@@ -317,7 +317,7 @@ def test_numbers_of_a_rule_may_be_several_under_vmap():
 @pytest.mark.bad_input
 @pytest.mark.parametrize("name", [1e-3, None])
 def test_a_learning_rate_in_the_place_of_a_name_is_told(name):
-    with pytest.raises(ValueError, match=r"what comes first is a name, such as 'paced', got .*no learning rate"):
+    with pytest.raises(ValueError, match=r"what comes first is a name, such as 'slim', got .*no learning rate"):
         zoo._known(name, zoo.available())  # where `pretrained` goes first; its own argument is checked by type in tests
 
 
