@@ -16,6 +16,7 @@ import pandas as pd
 from mnemosyne.book import folders, results, whole
 from mnemosyne.book.verdicts import VERDICTS
 from mnemosyne.optimizer.registry import OPTIMIZERS
+from mnemosyne.optimizer.zoo import RECOMMENDED
 from mnemosyne.tasks.data.sources import SOURCES
 
 SCALE = "laptop"
@@ -54,28 +55,16 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def headline() -> str:
-    """The result in four lines: quality, with the memory and without, claims, price."""
+    """The result in four lines: quality, quality with a memory, claims, price."""
     every = claims()
-    transfer = next(c for c in every if c["id"] == "transfer")
-    ratios = [
-        f"{found} after {int(step):,} steps" for found, step in re.findall(r"(\S+ \[.+?\]) at (\d+)", transfer["ours"])
-    ]
-    diverged, runs = re.search(r"(\d+) of (\d+) diverged", transfer["ours"]).groups()
-    ours, last = means_of(LABEL["coordinate"]), means_of(LABEL["paced"]).iloc[-1]
-    counts = Counter(c["verdict"] for c in every)
+    ours, counts = means_of(LABEL["coordinate"]), Counter(c["verdict"] for c in every)
     return (
-        f"- **Quality.** We divide the training loss of `paced`, untuned, by that of Adam at its best learning rate, "
-        f"on {last.tasks} networks that meta-training never saw. The geometric mean is {' and '.join(ratios)} "
-        f"(95% intervals over {transfer['seeds']} seeds; over networks the interval after {last.step:,} steps is "
-        f"[{last.low:.2f}, {last.high:.2f}]). "
-        f"After {last.step:,} steps it is {last.worst:.2f} on the worst network. "
-        f"Scale `{SCALE}`: `{transfer['command']}`. "
-        f"{diverged} of {runs} runs diverged. {prodigy()}\n"
-        f"- **Without a memory.** {fresh()}\n"
+        f"- **Quality.** {quality()}\n"
+        f"- **With a memory.** {remembering()}\n"
         f"- **Claims.** The verdicts on {len(every)} claims, most of them the paper's, are "
         f"{', '.join(f'{counts[v]} {v}' for v in VERDICTS if counts[v])}. The paper's own rule, as we meta-trained "
         f"it, has a loss of {' and '.join(f'{mean:.2f}' for mean in ours['mean'])} times the best Adam's on the "
-        "networks above, after the same steps.\n"
+        "sixteen networks, after the same steps.\n"
         f"- **Price.** {price()}\n"
     )
 
@@ -85,40 +74,49 @@ def means_of(optimizer: str) -> pd.DataFrame:
     return published("transfer_means").query("optimizer == @optimizer").sort_values("step")
 
 
-def prodigy() -> str:
-    """What the published comparison says of Prodigy, which needs no learning rate either."""
-    means = means_of("Prodigy")
-    return f"Prodigy has {' and '.join(f'{row.mean:.2f} after {row.step:,} steps' for row in means.itertuples())}."
-
-
-def fresh() -> str:
-    """What the fresh tasks say of `slim`, beside `paced` and Prodigy."""
-    means, runs = published("untuned_means"), published("untuned_lost").set_index("optimizer")
-    slim, by_name = LABEL["slim"], means.sort_values("step").groupby("optimizer")
-    told = {name: " / ".join(f"{mean:.2f}" for mean in g["mean"]) for name, g in by_name}
-    steps = " / ".join(f"{step:,}" for step in sorted(means.step.unique()))
+def quality() -> str:
+    """What the fresh tasks say of the recommended optimizer and of Prodigy, which needs no learning rate either."""
+    means, tasks = published("untuned_means").sort_values("step"), published("untuned_summary").task.nunique()
+    ours, rival = (means[means.optimizer == name] for name in (LABEL[RECOMMENDED], "Prodigy"))
+    lost = published("untuned_lost").set_index("optimizer").loc[LABEL[RECOMMENDED]]
+    told = [f"{r.mean:.2f} [{r.low:.2f}, {r.high:.2f}] after {r.step:,} steps" for r in ours.itertuples()]
     return (
-        f"On fresh tasks (`make figures SCALE=laptop ONLY=29`) the same mean after {steps} steps is {told[slim]} for "
-        f"`slim`, Adam's step at a learned pace in Adam's bytes, {told[LABEL['paced']]} for `paced`, {told['Prodigy']} "
-        f"for Prodigy. The worst task of `slim` has {by_name.get_group(slim).worst.max():.2f}; "
-        f"{runs.diverged[slim]} of {runs.runs[slim]} runs diverged."
+        f"`mnemosyne.pretrained()` is `{RECOMMENDED}`. We divide its training loss, untuned, by that of Adam at the "
+        f"best of seven learning rates, on {tasks} tasks of kinds that meta-training never saw. The geometric mean is "
+        f"{', '.join(told)} (95% intervals over tasks and seeds). The worst task has {ours.worst.max():.2f}. "
+        f"{lost.diverged} of {lost.runs} runs diverged. "
+        f"Prodigy has {' / '.join(f'{mean:.2f}' for mean in rival['mean'])}. "
+        f"Scale `{SCALE}`: `make figures SCALE={SCALE} ONLY=29`."
+    )
+
+
+def remembering() -> str:
+    """What chapter 09 says of `paced` and of Prodigy."""
+    transfer = next(c for c in claims() if c["id"] == "transfer")
+    ratios = [
+        f"{found} after {int(step):,} steps" for found, step in re.findall(r"(\S+ \[.+?\]) at (\d+)", transfer["ours"])
+    ]
+    diverged, runs = re.search(r"(\d+) of (\d+) diverged", transfer["ours"]).groups()
+    ours, rival = means_of(LABEL["paced"]).iloc[-1], means_of("Prodigy")
+    return (
+        f"`paced` asks an attention memory of every parameter where to go. On {ours.tasks} other networks the same "
+        f"mean is {' and '.join(ratios)} (95% intervals over {transfer['seeds']} seeds). After {ours.step:,} steps it "
+        f"is {ours.worst:.2f} on the worst network. {diverged} of {runs} runs diverged. "
+        f"Prodigy has {' and '.join(f'{mean:.2f}' for mean in rival['mean'])}: `{transfer['command']}`."
     )
 
 
 def price() -> str:
-    """Bytes of state and time of `paced` beside Adam's."""
-    costs, time = published("regime_costs"), published("space_time")
-    layer = costs.query("regime == 'last layer'").set_index("optimizer")
-    held = (layer["state bytes"] / layer["parameters"]).round().astype(int)
+    """Bytes of state and time beside Adam's, of the recommended optimizer and of `paced`."""
+    alone, costs = published("untuned_price").set_index("optimizer"), published("regime_costs")
     steps = costs[costs.optimizer == LABEL["paced"]].set_index("regime")["× Adam"]
-    light, adam = (time[time.optimizer == name].iloc[0] for name in (LABEL["light"], "Adam"))
+    ours, memory = alone.loc[LABEL[RECOMMENDED]], alone.loc[LABEL["paced"]]
     return (
-        f"`paced` holds {held[LABEL['paced']]} bytes of state per parameter; Adam holds {held['Adam']}. "
-        f"At {light.parameters:,} parameters an update of `light`, which has a memory as large as that of `paced`, "
-        f"takes {light['ns per parameter']:.0f} ns per parameter; "
-        f"Adam's takes {adam['ns per parameter']:.1f} ns (2 CPU cores). "
-        f"A whole training step of a small ViT takes {steps['Fig. 5']:.1f} times as long as with Adam when two of its "
-        f"three layers are trained, {steps['last layer']:.2f} times when only the last layer is."
+        f"`{RECOMMENDED}` holds {ours.bytes:.0f} bytes of state per parameter, as Adam does; `paced` holds "
+        f"{memory.bytes:.0f}. At {int(ours.parameters):,} parameters an update alone takes {ours.times:.1f} times as "
+        f"long as Adam's with `{RECOMMENDED}`, {memory.times:.0f} times with `paced` (2 CPU cores). A whole training "
+        f"step of a small ViT takes {steps['Fig. 5']:.1f} times as long as with Adam when `paced` trains two of its "
+        f"three layers, {steps['last layer']:.2f} times when only the last one."
     )
 
 
@@ -190,7 +188,7 @@ def transfer_means() -> str:
             cell(row, 1000),
             f"{row['worst', 1000]:,.{2 if row['worst', 1000] < 100 else 0}f}",
         )
-        for name in ("paced", "slim", "light", "coordinate", "lstm", "velo_lstm", "velo_cam")
+        for name in ("slim", "paced", "light", "coordinate", "lstm", "velo_lstm", "velo_cam")
         for row in [rows.loc[LABEL[name]]]
     ]
     return table(("", "after 200 steps", "after 1,000 steps", "worst network, 1,000 steps"), found)

@@ -82,13 +82,18 @@ def test_prodigy_is_told_as_it_is_measured(elsewhere):
         if "Prodigy" in line
     )
     replaced(elsewhere / "transfer_means.csv", row, "Prodigy,200,1.25,1,2,3,16")
-    assert pages.prodigy().startswith("Prodigy has 1.25 after 200 steps and ")
+    assert "Prodigy has 1.25 and " in pages.remembering()
 
 
 def test_the_fresh_tasks_are_told_as_they_are_measured(elsewhere):
-    assert "1 of 65 runs diverged" not in pages.fresh()
+    assert "0 of 65 runs diverged" in pages.quality()
     replaced(elsewhere / "untuned_lost.csv", "Mnemosyne slim,1,0,65", "Mnemosyne slim,1,1,65")
-    assert pages.fresh().endswith("; 1 of 65 runs diverged.")
+    assert "1 of 65 runs diverged" in pages.quality()
+
+
+def test_the_price_is_told_as_it_is_measured(elsewhere):
+    held = pd.read_csv(elsewhere / "untuned_price.csv").set_index("optimizer").loc["Mnemosyne slim"]
+    assert f"takes {held.times:.1f} times as long as Adam's with `slim`" in pages.price()
 
 
 def test_bars_in_a_cell_do_not_end_it():
