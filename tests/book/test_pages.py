@@ -4,6 +4,7 @@ import json
 import re
 
 import jax
+import pandas as pd
 import pytest
 
 import mnemosyne
