@@ -96,17 +96,20 @@ def varied_train(images: Dataset, text: Text) -> list[Task]:
 
 
 def hard_train(images: Dataset, text: Text) -> list[Task]:
-    """Make the tasks to search a law on that holds in the worst case: those of `varied_train` and nine more.
+    """Make the tasks to search a law on that holds in the worst case: those of `varied_train` and eleven more.
 
-    Batches of one, many layers, wide layers, strongly curved problems, and examples that can be known by heart.
+    Batches of one, many layers, deeper Transformers, wide layers, strongly curved problems, and examples that can be
+    known by heart.
     """
-    low = suite.small(images, 7)
+    low, tiled = suite.small(images, 7), suite.small(images, 16)
     return [
         *varied_train(images, text),
         suite.mlp(low, (16,), "gelu", batch_size=1),
         suite.mlp(low, (20,), "tanh", batch_size=1),
         suite.mlp(low, (12,) * 10, "tanh", batch_size=32),
         suite.mlp(low, (12,) * 9, "relu", batch_size=32),
+        suite.vit(tiled, layers=3, heads=2, hidden=16, head_dim=8, mlp=32, batch_size=32),
+        suite.attentive(text, layers=2, heads=2, hidden=16, mlp=32, length=16),
         suite.mlp(low, (256,), "silu", batch_size=32),
         suite.ill_conditioned(2e4, inputs=24, seed=3, batch_size=128),
         suite.regression(8, (16,), "relu", seed=4, batch_size=256),
