@@ -2,15 +2,16 @@
 
     m_t = m_{t−1} + α (g_t − m_{t−1}),    v_t = v_{t−1} + β (g_t² − v_{t−1})
     d_t = ((1 − ν) m̂_t + ν g_t) / (√v̂_t + ε)
-    Δx_t = −10⁻² · (1 − 0.9ᵗ) · exp( wᵀ f_t + c ) · d_t
+    Δx_t = −10⁻² · (1 − 0.9ᵗ) · exp( wᵀ f_t + b ) · d_t
 
 As in `pace`, a few numbers of each tensor say how far to go; whether gradients agree with past steps is asked of
 m_{t−1} / √v_{t−1}, which Adam keeps anyway, so that no copy of the last step is needed. The sum of past agreements is
 weighted by 1 / (1 + t/τ): where gradients are mostly noise the pace then falls as a power of t, which has no horizon,
-and not exponentially. A direction asked often enough with one answer is certain, −½ log(1 − agreement), and the other
-tensors' sums tell what this one has not yet seen. The averages' own speeds α and β and the look ahead ν are learned
-with the law. The first ten steps, before anything is known of agreement, are shorter: a trained network that goes on
-without its state would lose much by long ones.
+and not exponentially. The certainty, −½ log(1 − agreement), tells apart agreements that are all near one. The mean of
+all tensors' courses, this one's among them, and the number of tensors are features as well. The averages' own speeds α
+and β and the look ahead ν are learned with the law. The first steps are shorter, a tenth at first and two thirds at the
+tenth: nothing is known of agreement yet, and a trained network that goes on without its state would lose much by long
+ones.
 """
 
 from functools import partial
@@ -18,7 +19,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
@@ -34,8 +34,8 @@ FEATURES = (
     "signal × time",
     "certainty, 10 steps",  # −½ log(1 − agreement)
     "certainty, 50 steps",
-    "course of all",  # mean of the tensors' courses, before this step
-    "tensors",  # log of their number, up to 64
+    "course of all",  # mean of the courses of all tensors that have had a gradient, before this step
+    "tensors",  # ½ log of their number, up to 64, centred at e²
 )
 """What the law knows of a tensor. None changes when the loss is multiplied by a constant."""
 
@@ -44,7 +44,7 @@ RATE = 1e-2
 
 _SETTLING = 300.0  # τ, in steps
 _WARMING = 0.9  # per step, of what the first steps lack
-_MANY = 64  # the largest number of tensors that counts: the search saw up to 55
+_MANY = 64.0  # the largest number of tensors that counts: the search saw 4 to 71
 _CERTAIN = 0.95  # the largest agreement that counts
 _LARGEST = 1e15  # of a gradient, in units of its tensor's first one: its square is a float32
 
@@ -98,7 +98,7 @@ def scale_by_slim(theta: Theta) -> optax.GradientTransformationExtraArgs:
         del params, extra
         count = optax.safe_increment(state.count)
         t = count.astype(jnp.float32)
-        at = (t, *together(state.course))
+        at = (t, *of_all(state.course, state.unit, t))
 
         def advance(tensors, elements, numbers):
             (g, m, v), (*moving, start, unit) = elements, numbers
@@ -119,17 +119,23 @@ def scale_by_slim(theta: Theta) -> optax.GradientTransformationExtraArgs:
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def together(course: Float[Array, "n"]) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """What every tensor may know of all: the mean of their courses, and how many they are, ½ log n − 1, up to 64."""
-    n = max(len(course), 1)
-    return jnp.sum(course) / n, jnp.float32(np.log(min(n, _MANY)) / 2.0 - 1.0)
+def of_all(
+    course: Float[Array, "n"], unit: Float[Array, "n"], t: Float[Array, ""]
+) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """What each tensor may know of all: the mean of the courses, and ½ log n − 1 of their number n, up to 64.
+
+    Tensors that have had no gradient do not count: frozen ones would pull the mean down, step by step.
+    """
+    live = (unit > 0) | (t <= 1)
+    n = jnp.maximum(jnp.sum(live.astype(jnp.float32)), 1.0)
+    return jnp.sum(jnp.where(live, course, 0.0)) / n, jnp.log(jnp.minimum(n, _MANY)) / 2.0 - 1.0
 
 
 def law(
     theta: Theta,
     t: Float[Array, ""],
     course_of_all: Float[Array, ""],
-    tensors: Float[Array, ""],
+    how_many: Float[Array, ""],
     rms: Float[Array, ""],
     cosine: Float[Array, ""],
     signal: Float[Array, ""],
@@ -142,7 +148,7 @@ def law(
 
     Args:
         theta, t: as there.
-        course_of_all, tensors: of `together`.
+        course_of_all, how_many: what `of_all` returns.
         rms, cosine: as there.
         signal: the direction's root-mean-square.
         agreement, size, course, known: as there.
@@ -151,6 +157,6 @@ def law(
     course = pace.follow(theta, agreement, course, 1.0 / (1.0 + t / _SETTLING))
     clear = jnp.clip(jnp.log(jnp.maximum(signal, 1e-8)), -5.0, 1.0) / 2.0 + 0.5
     certainty = -0.5 * jnp.log1p(-jnp.minimum(agreement, _CERTAIN))
-    more = jnp.stack([clear, clear * pace.clock(t), *certainty, course_of_all, tensors])
+    more = jnp.stack([clear, clear * pace.clock(t), *certainty, course_of_all, how_many])
     seen = jnp.concatenate([pace.features(t, agreement, size, course, *known), more])
     return pace.stride(theta, seen), agreement, size, course

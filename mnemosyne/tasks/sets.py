@@ -108,7 +108,7 @@ def hard_train(images: Dataset, text: Text) -> list[Task]:
         suite.mlp(low, (20,), "tanh", batch_size=1),
         suite.mlp(low, (12,) * 10, "tanh", batch_size=32),
         suite.mlp(low, (12,) * 9, "relu", batch_size=32),
-        suite.vit(tiled, layers=3, heads=2, hidden=16, head_dim=8, mlp=32, batch_size=32),
+        suite.vit(tiled, layers=4, heads=1, hidden=12, head_dim=12, mlp=24, batch_size=16),
         suite.attentive(text, layers=2, heads=2, hidden=16, mlp=32, length=16),
         suite.mlp(low, (256,), "silu", batch_size=32),
         suite.ill_conditioned(2e4, inputs=24, seed=3, batch_size=128),

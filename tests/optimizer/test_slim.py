@@ -6,7 +6,7 @@ import pytest
 
 from mnemosyne.optimizer.composite import state_bytes
 from mnemosyne.optimizer.pace import at_pace
-from mnemosyne.optimizer.slim import FEATURES, RATE, law, scale_by_slim, slim, together
+from mnemosyne.optimizer.slim import FEATURES, RATE, law, of_all, scale_by_slim, slim
 from tests.optimizer.test_pace import NOTHING, PARAMS, gradients, run
 
 NONE = -1e9  # of the look ahead
@@ -72,7 +72,7 @@ def test_it_holds_adams_bytes_and_eight_numbers_a_tensor():
 def test_each_weight_multiplies_by_its_feature():
     at = {name: i for i, name in enumerate(FEATURES)}
     number = jnp.float32
-    seen = {"t": 9.0, "course of all": 0.7, "tensors": 0.4, "rms": 1.0, "cosine": 1.0, "signal": np.exp(-0.6)}
+    seen = {"t": 9.0, "course of all": 0.7, "how many": 0.4, "rms": 1.0, "cosine": 1.0, "signal": np.exp(-0.6)}
     numbers = jnp.array([0.5, 0.99]), jnp.zeros(3), number(0.0), number(1.0), number(0.0), number(1.0)
     pace = lambda name: law({**PLAIN, "w": PLAIN["w"].at[at[name]].set(1.0)}, *map(number, seen.values()), *numbers)[0]
     assert np.isclose(pace("signal"), np.exp(-0.6 / 2 + 0.5), rtol=1e-5)
@@ -85,10 +85,43 @@ def test_each_weight_multiplies_by_its_feature():
 
 
 def test_every_tensor_knows_of_all():
-    course_of_all, tensors = together(jnp.array([0.3, -0.1, 1.0]))
+    course_of_all, how_many = of_all(jnp.array([0.3, -0.1, 1.0]), jnp.ones(3), jnp.float32(2.0))
     assert np.isclose(course_of_all, 0.4)
-    assert np.isclose(tensors, np.log(3) / 2 - 1)
-    assert np.isfinite(together(jnp.zeros(0))).all()
+    assert np.isclose(how_many, np.log(3) / 2 - 1)
+    assert np.isfinite(of_all(jnp.zeros(0), jnp.zeros(0), jnp.float32(1.0))).all()
+    assert of_all(jnp.zeros(3), jnp.zeros(3), jnp.float32(1.0))[1] == how_many  # nothing is known of any before the first step
+
+
+def test_tensors_without_gradients_do_not_count():
+    live = of_all(jnp.array([0.3, -0.1]), jnp.ones(2), jnp.float32(9.0))
+    assert np.allclose(live, of_all(jnp.array([0.3, -5.0, -0.1]), jnp.array([1.0, 0.0, 2.0]), jnp.float32(9.0)))
+
+
+def test_more_than_64_tensors_count_as_64():
+    number = lambda n: of_all(jnp.zeros(n), jnp.ones(n), jnp.float32(2.0))[1]
+    assert number(200) == number(64) > number(63)
+
+
+def test_a_tensor_is_moved_by_the_courses_of_the_others():
+    theta = {**PLAIN, "w": PLAIN["w"].at[FEATURES.index("course of all")].set(1.0)}
+    tx, g = scale_by_slim(theta), {"a": jnp.ones(3), "b": jnp.ones(3)}
+    state = tx.update(g, tx.init(g))[1]
+    plain, other = (tx.update(g, state._replace(course=jnp.array([0.0, c])))[0]["a"] for c in (0.0, 1.0))
+    assert np.allclose(other, np.exp(0.5) * plain, rtol=1e-5)
+
+
+def test_frozen_tensors_leave_the_others_as_they_are():
+    """Where a tree holds tensors without gradients, the steps of the others are those that they have alone."""
+    theta = {**slim().init(jax.random.key(0))}
+    theta["w"] = theta["w"].at[FEATURES.index("tensors")].set(0.0)  # the first step cannot know which these are
+    tx, alone = scale_by_slim(theta), {"a": jnp.ones(3)}
+    both = alone | {"frozen": jnp.ones(4)}
+    state, state_of_both = tx.init(alone), tx.init(both)
+    for t in range(300):
+        g = {"a": jnp.cos(t + jnp.arange(3.0))}
+        moved, state = tx.update(g, state)
+        moved_of_both, state_of_both = tx.update(g | {"frozen": jnp.zeros(4)}, state_of_both)
+    assert np.allclose(moved["a"], moved_of_both["a"], rtol=1e-5)
 
 
 def test_the_course_of_noise_falls_as_a_logarithm():
