@@ -1,4 +1,4 @@
-"""Mnemosyne: a learned optimizer with attention memory, and the companion to its paper.
+"""Mnemosyne: learned optimizers, with attention memory and without, and the companion to the paper behind them.
 
 tx = mnemosyne.pretrained()  # an optax transformation; nothing to tune
 """

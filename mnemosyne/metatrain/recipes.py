@@ -125,7 +125,14 @@ def pace_of_paced() -> Searched:
 SEARCHED_ON = {"varied": sets.varied_train, "hard": sets.hard_train}
 """By name: (images, text) → what laws are searched for on."""
 
-SEARCHED = {"paced": pace_of_paced, "slim": lambda: Searched(OPTIMIZERS["slim"].learned, lambda theta: theta)}
+
+def law_of_slim() -> Searched:
+    """All of `slim`, from round numbers that earlier searches had found."""
+    started = "- **Start**: round numbers that earlier searches had found, over runs of 3,200 steps; see `slim.slim`."
+    return Searched(OPTIMIZERS["slim"].learned, lambda theta: theta, (started,))
+
+
+SEARCHED = {"paced": pace_of_paced, "slim": law_of_slim}
 """By name: what is searched for, made when it is asked for."""
 
 

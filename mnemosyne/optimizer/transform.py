@@ -233,7 +233,8 @@ def _check_state(state: State, updates: Params, init: Callable[[Params], Network
     expected = jax.eval_shape(init, updates)
     if jax.tree.structure(state) != jax.tree.structure(expected):
         raise ValueError(
-            "this state was made by another optimizer, or for another kind of tree; call init(params) anew"
+            "this state was made by another optimizer, or for another kind of tree: "
+            "go on with the one that made it, or call init(params) anew"
         )
     for (path, x), like in zip(jax.tree_util.tree_leaves_with_path(state), jax.tree.leaves(expected), strict=True):
         if jnp.shape(x) != like.shape:

@@ -4,7 +4,6 @@ import json
 import re
 
 import jax
-import pandas as pd
 import pytest
 
 import mnemosyne
@@ -93,8 +92,10 @@ def test_the_fresh_tasks_are_told_as_they_are_measured(elsewhere):
 
 
 def test_the_price_is_told_as_it_is_measured(elsewhere):
-    held = pd.read_csv(elsewhere / "untuned_price.csv").set_index("optimizer").loc["Mnemosyne slim"]
-    assert f"takes {held.times:.1f} times as long as Adam's with `slim`" in pages.price()
+    path = elsewhere / "untuned_price.csv"
+    row = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("Mnemosyne slim,"))
+    replaced(path, row, ",".join([*row.split(",")[:-1], "7.77"]))
+    assert "takes 7.8 times as long as Adam's with `slim`" in pages.price()
 
 
 def test_bars_in_a_cell_do_not_end_it():

@@ -89,7 +89,8 @@ def test_every_tensor_knows_of_all():
     assert np.isclose(course_of_all, 0.4)
     assert np.isclose(how_many, np.log(3) / 2 - 1)
     assert np.isfinite(of_all(jnp.zeros(0), jnp.zeros(0), jnp.float32(1.0))).all()
-    assert of_all(jnp.zeros(3), jnp.zeros(3), jnp.float32(1.0))[1] == how_many  # nothing is known of any before the first step
+    first = of_all(jnp.zeros(3), jnp.zeros(3), jnp.float32(1.0))  # before the first step nothing is known of any
+    assert first[1] == how_many
 
 
 def test_tensors_without_gradients_do_not_count():

@@ -28,7 +28,7 @@ def three_steps(tx, params):
     return jax.jit(lambda params: jax.lax.scan(step, start(params), length=3)[0][0])(params)
 
 
-@pytest.mark.parametrize("name", ["light", "paced", "hybrid", "super", "tensor_paced", "velo_cam"])
+@pytest.mark.parametrize("name", ["slim", "light", "paced", "hybrid", "super", "tensor_paced", "velo_cam"])
 def test_a_stack_is_trained_like_its_layers_apart(name):
     tx = mnemosyne.pretrained(name)
     together, apart = three_steps(stacked(tx, AXES), STACK), three_steps(tx, APART)

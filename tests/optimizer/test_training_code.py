@@ -13,7 +13,7 @@ import mnemosyne
 from mnemosyne.optimizer import zoo
 
 NAMES = zoo.available()
-FEW = ("paced", "hybrid", "tensor_paced", "velo_cam")
+FEW = ("slim", "paced", "hybrid", "tensor_paced", "velo_cam")
 X, Y = (jax.random.normal(jax.random.key(i), (16, n)) for i, n in ((0, 4), (1, 2)))
 PARAMS = {
     "a": jax.random.normal(jax.random.key(2), (4, 8)) / 2,

@@ -37,13 +37,13 @@ def distance(params):
     return sum(np.sum((np.asarray(p) - t) ** 2) for p, t in zip(*map(jax.tree.leaves, (params, TARGET)), strict=True))
 
 
-ROBUST = ("light", "normalised", "odd", "paced")  # odd by construction and normalised
+ROBUST = ("slim", "light", "normalised", "odd", "paced")  # odd, and gradients in units of their own
 VELO = ("velo_cam", "velo_lstm")  # ask for the loss and the horizon
 MIXED = ("hybrid", "super", "super_paced")  # partitions of the others
 SEEING = ("nn_adam", "small_fc")  # look at the parameters
 PART = ("tensor_averaged",)  # of tensor_paced, which goes through all that it does
 TRAINED = [n for n in zoo.available() if n not in VELO + MIXED + PART]
-KINDS = ("light", "paced", "tensor_paced")  # a memory per parameter, the same at a learned pace, a memory per tensor
+KINDS = ("slim", "light", "paced", "tensor_paced")  # Adam's state, a memory per parameter, at a pace, one per tensor
 
 
 @cache
