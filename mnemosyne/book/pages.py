@@ -85,7 +85,7 @@ def quality() -> str:
         f"best of seven learning rates, on {tasks} tasks of kinds that meta-training never saw. The geometric mean is "
         f"{', '.join(told)} (95% intervals over tasks and seeds). "
         f"The worst task at any of these steps has {ours.worst.max():.2f}. "
-        f"{lost.diverged} of {lost.runs} runs diverged. "
+        f"{int(lost.diverged)} of {int(lost.runs)} runs diverged. "
         f"Prodigy has {' / '.join(f'{mean:.2f}' for mean in rival['mean'])} after the same steps. "
         f"Scale `{SCALE}`: `make figures SCALE={SCALE} ONLY=29`."
     )
