@@ -198,6 +198,16 @@ def transfer_means() -> str:
     return table(("", "after 200 steps", "after 1,000 steps", "worst network, 1,000 steps"), found)
 
 
+def fresh_means() -> str:
+    """Geometric means over the fresh tasks, with intervals over tasks and seeds, of all that need no tuning."""
+    rows = published("untuned_means").pivot(index="optimizer", columns="step")
+    marks = sorted(rows["mean"].columns)
+    rows = rows.sort_values(("mean", marks[1]))
+    cell = lambda row, s: f"{row['mean', s]:.2f} [{row['low', s]:.2f}, {row['high', s]:.2f}]"
+    found = [(name, *(cell(row, s) for s in marks), f"{row['worst'].max():,.2f}") for name, row in rows.iterrows()]
+    return table(("", *(f"after {s:,} steps" for s in marks), "worst task, any of these"), found)
+
+
 def costs() -> str:
     """What a whole training step takes beside that of Adam on the same parameters."""
     rows = [
@@ -287,6 +297,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     ),
     "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
     "transfer": transfer_means,
+    "fresh": fresh_means,
     "costs": costs,
     "prices": prices,
     "gallery": gallery,
