@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int
 
+from mnemosyne.memory.contract import is_traced
 from mnemosyne.optimizer.packing import BatchesState, in_batches, scale_by_batches
 from mnemosyne.optimizer.rule import Rule
 from mnemosyne.types import Params, State, Theta
@@ -144,7 +145,7 @@ def for_any_network(*parts: optax.GradientTransformation) -> optax.GradientTrans
 
     def init(params: Params) -> NetworkState:
         _check_floating(params)
-        return NetworkState(layout_of(params), chain.init(in_float32(params)))
+        return NetworkState(layout_of(params), apart(chain.init(in_float32(params))))
 
     def update(updates, state, params=None, **extra):
         _check_floating(updates)
@@ -154,6 +155,19 @@ def for_any_network(*parts: optax.GradientTransformation) -> optax.GradientTrans
         return steps, NetworkState(state.layout, keep_dtypes(after, state.parts))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def apart(state: State) -> State:
+    """The same state with a buffer for each array, so that it can be donated to a step. A trace shares none."""
+    seen = set()
+
+    def own(x):
+        if is_traced(x) or id(x) not in seen:
+            seen.add(id(x))
+            return x
+        return jnp.copy(x)
+
+    return jax.tree.map(own, state)
 
 
 def memory_of(state: NetworkState) -> State:

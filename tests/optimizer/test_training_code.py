@@ -246,3 +246,10 @@ def test_slips_are_named_before_anything_is_computed(name):
 def test_parameters_of_other_kinds_are_refused(name, dtype):
     with pytest.raises(ValueError, match=rf"\['w'\] has dtype {dtype}"):
         mnemosyne.pretrained(name).init({"w": jnp.ones((3, 2), dtype)})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_state_that_was_just_made_can_be_donated(name):
+    state = mnemosyne.pretrained(name).init(PARAMS)
+    later = jax.jit(lambda held: jax.tree.map(lambda x: x + 1, held), donate_argnums=0)(state)
+    assert len(jax.tree.leaves(later)) == len(jax.tree.leaves(state)) > 0
