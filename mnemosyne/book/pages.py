@@ -117,8 +117,9 @@ def price() -> str:
     ours, memory = alone.loc[LABEL[RECOMMENDED]], alone.loc[LABEL["paced"]]
     return (
         f"`{RECOMMENDED}` holds {ours.bytes:.0f} bytes of state per parameter, as Adam does; `paced` holds "
-        f"{memory.bytes:.0f}. At {int(ours.parameters):,} parameters an update alone takes {ours.times:.1f} times as "
-        f"long as Adam's with `{RECOMMENDED}`, {memory.times:.0f} times with `paced` (2 CPU cores). A whole training "
+        f"{memory.bytes:.0f}. At {int(ours.parameters):,} parameters an update alone takes {ours.ns:.1f} ns per parameter "
+        f"with `{RECOMMENDED}`, {alone.ns['Adam']:.1f} with Adam, {alone.ns['AdamW']:.1f} with AdamW, "
+        f"{alone.ns['Prodigy']:.1f} with Prodigy, {memory.ns:.0f} with `paced` (2 CPU cores). A whole training "
         f"step of a small ViT takes {steps['Fig. 5']:.1f} times as long as with Adam when `paced` trains two of its "
         f"three layers, {steps['last layer']:.2f} times when only the last one."
     )
