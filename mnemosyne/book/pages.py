@@ -117,8 +117,8 @@ def price() -> str:
     ours, memory = alone.loc[LABEL[RECOMMENDED]], alone.loc[LABEL["paced"]]
     return (
         f"`{RECOMMENDED}` holds {ours.bytes:.0f} bytes of state per parameter, as Adam does; `paced` holds "
-        f"{memory.bytes:.0f}. At {int(ours.parameters):,} parameters an update alone takes {ours.ns:.1f} ns per parameter "
-        f"with `{RECOMMENDED}`, {alone.ns['Adam']:.1f} with Adam, {alone.ns['AdamW']:.1f} with AdamW, "
+        f"{memory.bytes:.0f}. At {int(ours.parameters):,} parameters an update alone takes {ours.ns:.1f} ns per "
+        f"parameter with `{RECOMMENDED}`, {alone.ns['Adam']:.1f} with Adam, {alone.ns['AdamW']:.1f} with AdamW, "
         f"{alone.ns['Prodigy']:.1f} with Prodigy, {memory.ns:.0f} with `paced` (2 CPU cores). A whole training "
         f"step of a small ViT takes {steps['Fig. 5']:.1f} times as long as with Adam when `paced` trains two of its "
         f"three layers, {steps['last layer']:.2f} times when only the last one."
