@@ -143,11 +143,11 @@ def seconds_per_step(
     return in_turns({label: _prepared(*entry)[0] for label, entry in entries.items()}, rounds, calls)
 
 
-_SETTLING = 0.02  # seconds
+_SETTLING = 0.1  # seconds
 
 
 def in_turns(steps: dict[Hashable, Callable[[], float]], rounds: int, calls: int = 1) -> pd.DataFrame:
-    """What timers return: rounds × timers, means of `calls` after those of 20 ms, and one at least, that do not count.
+    """What timers return: rounds × timers, means of `calls` after those of 0.1 s, and one at least, that do not count.
 
     After an optimizer with a state of hundreds of megabytes the first calls of a small one take up to twice as long.
     """
