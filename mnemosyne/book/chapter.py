@@ -97,18 +97,18 @@ class Run:
         """
         return self.trained(task, contender, steps).value
 
-    def trained(self, task: Task, contender: Contender, steps: int) -> Deferred:
-        """The same, trained or read when its value is asked for."""
-        every, each = self.scale.every, contender.each
+    def trained(self, task: Task, contender: Contender, steps: int, seeds: Sequence[int] | None = None) -> Deferred:
+        """The same, trained or read when its value is asked for; with all of this run's seeds, or with those given."""
+        every, each, seeds = self.scale.every, contender.each, self.seeds if seeds is None else tuple(seeds)
         setting = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), shapes(each))
         stages, rng = course(task, contender, steps, every), jax.random.key(0)
         params = jax.eval_shape(stages.init, rng)
         carry = params, jax.eval_shape(stages.begin, setting, params)
         given = (0,), (rng,), (setting, params), (setting, rng, 0, carry, task.data), (params, task.data)
         traced = [program(stage, *args) for stage, args in zip(stages, given, strict=True)]
-        key = combined("train", *traced, *map(value, (steps, task.data, each, self.seeds)), jax.__version__)
+        key = combined("train", *traced, *map(value, (steps, task.data, each, seeds)), jax.__version__)
         known = lambda: jax.tree.map(lambda x: x.value if isinstance(x, Deferred) else x, contender.settings)
-        compute = lambda: train(task, contender._replace(settings=known()), seeds=self.seeds, steps=steps, every=every)
+        compute = lambda: train(task, contender._replace(settings=known()), seeds=seeds, steps=steps, every=every)
         named = {"task": task.name, "optimizer": contender.name}
         return Deferred(combined(key, *named.values()), None, lambda: self.kept.get(key, compute).assign(**named))
 

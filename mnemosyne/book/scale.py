@@ -42,6 +42,9 @@ class Scale:
     fine_tune_steps: int  # where more than a last layer is trained
     books: str  # text that language models are trained on
     questions: tuple[str, ...]  # what a soft prompt is tuned for, see `tasks.superglue.load_rows`
+    language_model: tuple[int, int]  # layers and width of a Transformer that takes minutes to train
+    residual_width: int  # channels of the first stage of a ResNet-18
+    large_seeds: int  # independent runs of these, the first of `seeds`
     judges: bool  # whether an empirical claim can be judged; else small data show that everything runs
 
 
@@ -80,6 +83,9 @@ QUICK = Scale(
     fine_tune_steps=40,
     books="synthetic",
     questions=("synthetic",),
+    language_model=(2, 32),
+    residual_width=4,
+    large_seeds=2,
     judges=False,
 )
 LAPTOP = Scale(
@@ -117,6 +123,9 @@ LAPTOP = Scale(
     fine_tune_steps=300,
     books="gutenberg",
     questions=("copa", "wic"),
+    language_model=(6, 384),
+    residual_width=16,
+    large_seeds=3,
     judges=True,
 )
 PAPER = replace(
@@ -145,6 +154,8 @@ PAPER = replace(
     fine_tuned_on=("mnist", "cifar10", "cifar100"),
     fine_tune_steps=5_000,
     questions=("cb", "copa", "rte", "wic"),
+    language_model=(12, 768),
+    residual_width=64,
 )
 
 SCALES = {s.name: s for s in (QUICK, LAPTOP, PAPER)}

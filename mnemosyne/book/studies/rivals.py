@@ -3,7 +3,7 @@
 A task's loss is always counted over that of Adam at the best of its rates, task by task and mark by mark.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import optax
@@ -38,14 +38,14 @@ def decayed(steps: int) -> Contender:
     return _scheduled("Adam, decayed", optax.linear_schedule(1.0, 0.0, steps))
 
 
-def warmed(steps: int) -> Contender:
-    """Adam with a warm-up over a twentieth of the steps and a cosine to zero, at each of its rates."""
+def warmed(steps: int, name: str = "Adam", make: Callable = optax.adam) -> Contender:
+    """Adam, or another, with a warm-up over a twentieth of the steps and a cosine to zero, at each of Adam's rates."""
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, max(steps // 20, 1), steps)
-    return _scheduled("Adam, warm-up and cosine", shape)
+    return _scheduled(f"{name}, warm-up and cosine", shape, make)
 
 
-def _scheduled(name: str, shape: optax.Schedule) -> Contender:
-    return Contender(name, lambda rate: optax.adam(lambda t: rate * shape(t)), RATES)
+def _scheduled(name: str, shape: optax.Schedule, make: Callable = optax.adam) -> Contender:
+    return Contender(name, lambda rate: make(lambda t: rate * shape(t)), RATES)
 
 
 def told_the_end(steps: int, names: Sequence[str]) -> list[Contender]:
