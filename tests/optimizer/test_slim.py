@@ -151,3 +151,21 @@ def test_gradients_that_start_at_zero_or_leap_leave_all_finite():
         assert all(np.isfinite(x).all() for x in jax.tree.leaves((moved, state)))
         if t < 2:
             assert not any(np.any(x) for x in jax.tree.leaves(moved))
+
+
+def test_steps_of_a_large_network_shrink_with_the_root_of_its_size():
+    """Not those of networks up to the largest that the search saw; frozen tensors do not count."""
+
+    def second(trained: int, frozen: int) -> float:
+        params = {"trained": jnp.zeros(trained), "frozen": jnp.zeros(frozen)}
+        g, tx = {"trained": jnp.ones(trained), "frozen": jnp.zeros(frozen)}, scale_by_slim(PLAIN)
+        state = tx.init(params)
+        for _ in range(2):
+            moved, state = tx.update(g, state)
+        return float(-moved["trained"][0] / (RATE * (1 - 0.9**2)))
+
+    assert np.isclose(second(2_000, 0), 1.0, rtol=1e-4)
+    assert np.isclose(second(20_000, 0), 1.0, rtol=1e-4)
+    assert np.isclose(second(80_000, 0), 0.5, rtol=1e-4)
+    assert np.isclose(second(80_000, 300_000), 0.5, rtol=1e-4)
+    assert np.isclose(second(8_000, 300_000), 1.0, rtol=1e-4)

@@ -4,13 +4,19 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import matplotlib.pyplot as plt
+import numpy as np
 import optax
 import pandas as pd
+from matplotlib.axes import Axes
 
+from mnemosyne.book import plotting
 from mnemosyne.book.bench import ROUNDS, seconds_per_step
 from mnemosyne.book.studies import rivals
 from mnemosyne.evaluate import ADAM, Contender, meta_trained, untuned
 from mnemosyne.optimizer import zoo
+from mnemosyne.optimizer.registry import OPTIMIZERS
+from mnemosyne.optimizer.slim import SMALL
 from mnemosyne.tasks import data, load_text, suite
 from mnemosyne.tasks.models.transformer import count
 from mnemosyne.types import Task
@@ -18,7 +24,58 @@ from mnemosyne.types import Task
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)
 """Of the tuned ones; an edge is told where it is the best."""
 
+TUNED = ADAM._replace(rates=RATES)
+
+FACTORS = (8.0, 4.0, 2.0, 1.0, 0.5, 0.25)
+
 _LENGTH = 64  # characters
+
+
+def sized(images: str, text: str) -> list[Task]:
+    """Six networks from the smallest to the largest, of kinds that the search of `slim` saw, on data that it saw."""
+    loaded, characters = data.load(images), load_text(text)
+    middle, tiled = (suite.small(loaded, side) for side in (14, 16))
+    return [
+        suite.mlp(middle, (128, 128), "relu"),
+        suite.attentive(characters, layers=2, heads=2, hidden=64, mlp=128, batch_size=8),
+        suite.vit(tiled, layers=6, heads=4, hidden=64, head_dim=16, mlp=128, batch_size=16),
+        suite.mlp(middle, (512, 512), "relu"),
+        suite.attentive(characters, layers=4, heads=4, hidden=128, mlp=512, length=_LENGTH, batch_size=4),
+        suite.mlp(middle, (1024, 1024), "relu"),
+    ]
+
+
+def multiplied() -> Contender:
+    """The recommended optimizer with its steps multiplied by each of `FACTORS`, which stand for a rate."""
+    label = f"{OPTIMIZERS[zoo.RECOMMENDED].label}, multiplied"
+    return Contender(label, lambda factor: optax.chain(zoo.pretrained(), optax.scale(factor)), FACTORS)
+
+
+def parameters(task: Task) -> int:
+    """How many numbers a task trains."""
+    return count(jax.eval_shape(task.init, jax.random.key(0)))
+
+
+def by_factor(ax: Axes, rows: pd.DataFrame) -> None:
+    """Draw loss over the best Adam's against the factor on steps, a line per network, the darker the larger.
+
+    Args:
+        ax: to draw on.
+        rows: of `evaluate.train` at one step, of `TUNED` and `multiplied`, with a column of `parameters`.
+    """
+    name, networks = multiplied().name, rows.sort_values("parameters").groupby(["parameters", "task"], sort=False)
+    for depth, ((size, task), g) in zip(np.linspace(0.25, 1.0, len(networks)), networks, strict=True):
+        losses = g.groupby(["optimizer", "rate"]).train_loss.mean()
+        ratio = losses[name].sort_index() / losses[TUNED.name].min()
+        color = plt.colormaps["viridis_r"](depth)
+        ax.plot(ratio.index, ratio, "o-", ms=2.5, color=color, label=f"{task}, {size:,} parameters")
+        without = np.sqrt(max(size / SMALL, 1.0))
+        height = np.exp(np.interp(np.log(without), np.log(ratio.index), np.log(ratio)))
+        ax.plot([without], [height], "x", ms=6, mew=1.6, color=color)
+    ax.axhline(1.0, color="0.6", lw=0.8, ls=":")
+    ax.axvline(1.0, color="0.6", lw=0.8, ls=":")
+    plotting.log_losses(ax)
+    plotting.log_across(ax)
 
 
 def language(name: str, size: tuple[int, int]) -> Task:
@@ -62,6 +119,6 @@ def seconds(make: Callable[[str, Any], Task], name: str, size: Any, steps: int, 
     task = make(name, size)
     one = {contender.name: contender for contender in contenders(steps)}
     spent = seconds_per_step({label: (task, c.make(c.rates[0])) for label, c in one.items()}, rounds).median()
-    about = {"task": task.name, "parameters": count(jax.eval_shape(task.init, jax.random.key(0)))}
+    about = {"task": task.name, "parameters": parameters(task)}
     table = pd.DataFrame({"optimizer": spent.index, "ms": 1e3 * spent.to_numpy()}).assign(**about)
     return table.assign(times=table.ms / table.ms[table.optimizer == ADAM.name].item())
