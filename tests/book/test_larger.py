@@ -1,0 +1,47 @@
+"""Networks larger than those of the search: how large they are, who trains them, what the picture shows."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from mnemosyne.book.studies import larger
+
+
+def test_they_are_as_large_as_the_chapter_says():
+    assert larger.parameters(larger.language("synthetic", (6, 384))) == pytest.approx(10.7e6, rel=0.02)
+    assert larger.parameters(larger.pictures("digits", 16)) == pytest.approx(0.7e6, rel=0.02)
+
+
+def test_sized_ones_grow():
+    sizes = [larger.parameters(task) for task in larger.sized("digits", "synthetic")]
+    assert sizes == sorted(sizes)
+    assert sizes[0] > larger.SMALL
+    assert sizes[-1] > 1e6
+
+
+def test_each_rate_is_a_contender_of_its_own():
+    names = [(c.name, c.rates) for c in larger.contenders(100, (1e-2, 1e-3))]
+    assert names[:2] == [("Adam", (1e-2,)), ("Adam", (1e-3,))]
+    assert len(names) == len(set(names)) == 4 + 4
+    assert [rates for name, rates in names[4:]] == [(1.0,)] * 4
+
+
+def test_the_cross_stands_where_steps_would_be_without_the_rule():
+    """Four times as large as the limit: twice the steps."""
+    ours, base = larger.multiplied(), larger.TUNED
+    rows = [(ours.name, f, 1.0 + abs(np.log(f))) for f in ours.rates] + [(base.name, r, 2.0) for r in base.rates]
+    rows = pd.DataFrame(rows, columns=["optimizer", "rate", "train_loss"])
+    fig, ax = plt.subplots()
+    larger.by_factor(ax, rows.assign(task="a network", parameters=4 * larger.SMALL))
+    (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
+    assert np.allclose(cross.get_xdata(), 2.0)
+    assert np.allclose(cross.get_ydata(), (1 + np.log(2)) / 2)
+    plt.close(fig)
+
+
+def test_seconds_are_over_adams():
+    table = larger.seconds(larger.language, "synthetic", (1, 16), 10, rounds=1).set_index("optimizer")
+    assert table.times["Adam"] == 1.0
+    assert np.allclose(table.times, table.ms / table.ms["Adam"])
+    assert set(table.index) == {c.name for c in larger.contenders(10)}
