@@ -85,21 +85,22 @@ def quality() -> str:
         f"best of seven learning rates, on {tasks} tasks of kinds that meta-training never saw. The geometric mean is "
         f"{', '.join(told)} (95% intervals over tasks and seeds). "
         f"The worst task at any of these steps has {ours.worst.max():.2f}. "
-        f"{int(lost.diverged)} of {int(lost.runs)} runs diverged. "
-        f"Prodigy has {' / '.join(f'{mean:.2f}' for mean in rival['mean'])} after the same steps. "
-        f'{on_larger()} Scale `{SCALE}`: `make figures SCALE={SCALE} ONLY="29 30"`.'
+        f"{int(lost.diverged)} of {int(lost.runs)} runs diverged. {on_larger()} "
+        f"On the {tasks} tasks Prodigy has {' / '.join(f'{mean:.2f}' for mean in rival['mean'])} after the same steps. "
+        f'Scale `{SCALE}`: `make figures SCALE={SCALE} ONLY="29 30"`.'
     )
 
 
 def on_larger() -> str:
     """What the recommended optimizer's loss is over the best constant Adam's on the larger networks, at their end."""
-    rows, sizes = published("larger_summary"), published("larger_price").groupby("task", sort=False).parameters.first()
-    at = rows[rows.step == rows.step.max()].set_index(["task", "optimizer"]).loss
-    told = [
-        f"{at[task, LABEL[RECOMMENDED]] / at[task, 'Adam']:.2f} on {task} of {n:,} parameters"
-        for task, n in sizes.items()
-    ]
-    return f"After {rows.step.max():,} steps it is {' and '.join(told)}."
+    rows, sizes = published("larger_ratios"), published("larger_price").groupby("task", sort=False).parameters.first()
+    last = rows.step.max()
+    at = rows[(rows.step == last) & (rows.optimizer == LABEL[RECOMMENDED])].set_index("task").shown
+    told = [f"{at[task]} on {task} with {n:,} parameters" for task, n in sizes.items()]
+    return (
+        f"On larger networks its loss over that of Adam at the best of four rates is {' and '.join(told)} after "
+        f"{last:,} steps (95% intervals over seeds)."
+    )
 
 
 def remembering() -> str:
@@ -220,19 +221,6 @@ def fresh_means() -> str:
     return table(("", *(f"after {s:,} steps" for s in marks), "worst task, any of these"), found)
 
 
-def of_size() -> str:
-    """Training losses of the larger networks, at the best rate of those that have one, lowest in bold."""
-    rows = published("larger_summary").sort_values(["task", "step"])
-    cells = {}
-    for (task, step), group in rows.groupby(["task", "step"], sort=False):
-        for r in group.itertuples():
-            bold = "**" if r.loss == group.loss.min() else ""
-            rate = "" if r.rate == 1 else f" ({r.rate:.0e})".replace("e-0", "e-")
-            cells[r.optimizer, f"{task}, {step:,} steps"] = f"{bold}{r.loss:.3f} ± {r.half:.3f}{bold}{rate}"
-    found = pd.Series(cells).unstack()
-    return table(("", *found.columns), [(name, *row) for name, row in found.iterrows()])
-
-
 def costs() -> str:
     """What a whole training step takes beside that of Adam on the same parameters."""
     rows = [
@@ -305,6 +293,8 @@ def _labelled(*labels: str) -> dict[str, str]:
 
 _TENSORS = {LABEL[name]: f"`{name}`" for name in ("tensor", "tensor_paced", "super", "super_paced")}
 
+_LARGER = ("slim", "Mnemosyne slim, end known", "Adam", "AdamW, warm-up and cosine", "Prodigy", "Prodigy, decayed")
+
 GENERATED: dict[str, Callable[[], str]] = {
     "headline": headline,
     "ledger": ledger,
@@ -323,7 +313,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "tensorwise": lambda: ratios("tensorwise_summary", _TENSORS, (300, 1000)),
     "transfer": transfer_means,
     "fresh": fresh_means,
-    "size": of_size,
+    "size": lambda: losses("larger_summary", _labelled(*_LARGER), (200, 1000)),
     "costs": costs,
     "prices": prices,
     "gallery": gallery,

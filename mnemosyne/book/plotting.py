@@ -17,6 +17,7 @@ from mnemosyne.optimizer.registry import OPTIMIZERS
 COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "Mnemosyne hybrid": "#7b5ea7",
     "Mnemosyne, even part out": "#5a7d2a",
+    "Mnemosyne slim, end known": "#3f7a1f",
     "Lion": "#b5651d",
     "Adam": "#d9822b",
     "AdamW": "#e8a15c",
@@ -26,6 +27,7 @@ COLORS = {entry.label: entry.color for entry in OPTIMIZERS.values()} | {
     "NAdamW, one setting": "#e6a39b",
     "Adam, decayed": "#b3651a",
     "Adam, warm-up and cosine, one setting": "#c9a227",
+    "AdamW, warm-up and cosine": "#8a5a44",
     "Prodigy": "#16697a",
     "Prodigy, decayed": "#489fb5",
     "D-Adapt AdamW": "#6a4c93",
@@ -68,13 +70,14 @@ def log_losses(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(label)
 
 
-LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "nn_adam")
+RATELESS = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "nn_adam")
+RATELESS += ("Prodigy", "D-Adapt", "DoWG", "COCOB", "Mechanic", "MoMo")
 """How names of optimizers begin that have no learning rate."""
 
 
 def label_of(optimizer: str, rate: float) -> str:
     """'Adam 3e-2'; an optimizer without a rate is named alone."""
-    if optimizer.startswith(LEARNED):
+    if optimizer.startswith(RATELESS):
         return optimizer
     return f"{optimizer} {rate:g}" if rate >= 1 else f"{optimizer} {rate:.0e}".replace("e-0", "e-")
 

@@ -11,11 +11,10 @@ and not exponentially. The certainty, −½ log(1 − agreement), tells apart ag
 all tensors' courses, this one's among them, and the number of tensors are features as well. The averages' own speeds α
 and β and the look ahead ν are learned with the law. The first steps are shorter, a tenth at first and two thirds at the
 tenth: nothing is known of agreement yet, and a trained network that goes on without its state would lose much by long
-ones. Steps also get shorter as the network gets larger, with the root of its number N of elements: of the networks that
-the law was searched on none has more than 20,000, and without this factor it is too fast by four at a million.
+ones. Steps also get shorter as the network gets larger, with the root of its number N of elements. The largest network
+that the law was searched on has 15,370, and without this factor steps are about four times too long at a million.
 """
 
-from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from mnemosyne.optimizer import pace
 from mnemosyne.optimizer.packing import in_batches
@@ -46,7 +45,7 @@ RATE = 1e-2
 """The step at a pace of one: that of Adam where a network is easy."""
 
 SMALL = 20_000
-"""Elements of the largest network that the search saw, in round numbers; in larger ones steps are shorter."""
+"""Elements of a network beyond which steps get shorter."""
 
 _SETTLING = 300.0  # τ, in steps
 _WARMING = 0.9  # per step, of what the first steps lack
@@ -105,7 +104,6 @@ def scale_by_slim(theta: Theta) -> optax.GradientTransformationExtraArgs:
         count = optax.safe_increment(state.count)
         t = count.astype(jnp.float32)
         at = (t, *of_all(state.course, state.unit, t))
-        rate = RATE * for_size(jax.tree.leaves(updates), state.unit, t)
 
         def advance(tensors, elements, numbers):
             (g, m, v), (*moving, start, unit) = elements, numbers
@@ -117,11 +115,11 @@ def scale_by_slim(theta: Theta) -> optax.GradientTransformationExtraArgs:
             way = looked / (root(v / (1.0 - (1.0 - slow) ** t)) + 1e-8)
             seen = rms, cosine, root_mean_squares(tensors, way)
             stride, *moving = jax.vmap(partial(law, theta, *at))(*seen, *moving, start, *pace.kinds(tensors))
-            return [-rate * (1.0 - _WARMING**t) * tensors.spread(stride) * way, m, v], [*moving, start, unit]
+            return [-RATE * (1.0 - _WARMING**t) * tensors.spread(stride) * way, m, v], [*moving, start, unit]
 
         numbers = [state.agreement, state.size, state.course, state.start, state.unit]
         (moved, mean, square), after = in_batches(advance, [updates, state.mean, state.square], numbers)
-        return moved, SlimState(count, mean, square, *after)
+        return for_size(moved, after[-1]), SlimState(count, mean, square, *after)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -133,22 +131,18 @@ def of_all(
 
     Tensors that have had no gradient do not count: frozen ones would pull the mean down, step by step.
     """
-    live = is_live(unit, t)
+    live = (unit > 0) | (t <= 1)
     n = jnp.maximum(jnp.sum(live.astype(jnp.float32)), 1.0)
     return jnp.sum(jnp.where(live, course, 0.0)) / n, jnp.log(jnp.minimum(n, _MANY)) / 2.0 - 1.0
 
 
-def for_size(tensors: Sequence[Array], unit: Float[Array, "n"], t: Float[Array, ""]) -> Float[Array, ""] | float:
-    """min(1, 20,000 / N)^½ for the N elements of all tensors that have had a gradient."""
-    sizes = np.array([jnp.size(x) for x in tensors], np.float32)
+def for_size(moved: Params, unit: Float[Array, "n"]) -> Params:
+    """Steps times min(1, 20,000 / N)^½, for the N elements of all tensors that have had a gradient, this step's too."""
+    sizes = np.array([jnp.size(x) for x in jax.tree.leaves(moved)], np.float32)
     if sizes.sum() <= SMALL:
-        return 1.0
-    return root(jnp.minimum(1.0, SMALL / jnp.maximum(jnp.sum(jnp.where(is_live(unit, t), sizes, 0.0)), 1.0)))
-
-
-def is_live(unit: Float[Array, "n"], t: Float[Array, ""]) -> Bool[Array, "n"]:
-    """Which tensors have had a gradient; at the first step all count."""
-    return (unit > 0) | (t <= 1)
+        return moved
+    n = jnp.maximum(jnp.sum(jnp.where(unit > 0, sizes, 0.0)), SMALL)
+    return jax.tree.map(lambda x: root(SMALL / n) * x, moved)
 
 
 def law(

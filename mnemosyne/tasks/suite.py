@@ -85,11 +85,16 @@ def pooled_conv(images: Dataset, channels: tuple[int, ...], strides: tuple[int, 
 
 
 def residual(
-    images: Dataset, blocks: tuple[int, ...], bottleneck: bool = False, width: int = 64, batch_size: int = 64
+    images: Dataset,
+    blocks: tuple[int, ...],
+    bottleneck: bool = False,
+    width: int = 64,
+    batch_size: int = 64,
+    conv: Callable[..., nn.Module] = nn.Conv,
 ) -> Task:
     """Classify images by a residual network: (2, 2, 2, 2) is ResNet-18, (3, 4, 6, 3) with bottlenecks ResNet-50."""
     layers = 2 + sum(blocks) * (3 if bottleneck else 2)
-    network = Residual(blocks, bottleneck, images.classes, width)
+    network = Residual(blocks, bottleneck, images.classes, width, conv)
     name = f"resnet {layers}" if width == 64 else f"resnet {layers}, width {width}"
     return classifier(_batched(name, batch_size), network, images, batch_size)
 

@@ -153,19 +153,48 @@ def test_gradients_that_start_at_zero_or_leap_leave_all_finite():
             assert not any(np.any(x) for x in jax.tree.leaves(moved))
 
 
+def strides(trained, frozen, late=0, steps=2):
+    """The length of each step of a network with tensors that never have a gradient, or not in the first step."""
+    params = {"trained": jnp.zeros(trained), "frozen": jnp.zeros(frozen), "late": jnp.zeros(late)}
+    tx, found = scale_by_slim(PLAIN), []
+    state = tx.init(params)
+    for t in range(1, steps + 1):
+        g = {
+            name: jnp.full(x.shape, {"trained": 1.0, "frozen": 0.0, "late": t > 1}[name]) for name, x in params.items()
+        }
+        moved, state = tx.update(g, state)
+        found.append(float(-moved["trained"][0] / (RATE * (1 - 0.9**t))))
+    return found
+
+
 def test_steps_of_a_large_network_shrink_with_the_root_of_its_size():
-    """Not those of networks up to the largest that the search saw; frozen tensors do not count."""
+    assert np.allclose(strides(20_000, 0), 1.0, rtol=1e-4)
+    assert np.allclose(strides(80_000, 0), 0.5, rtol=1e-4)
+    assert np.allclose(strides(80_000, 300_000), 0.5, rtol=1e-4)  # frozen tensors do not count
+    assert np.allclose(strides(8_000, 300_000), 1.0, rtol=1e-4)
 
-    def second(trained: int, frozen: int) -> float:
-        params = {"trained": jnp.zeros(trained), "frozen": jnp.zeros(frozen)}
-        g, tx = {"trained": jnp.ones(trained), "frozen": jnp.zeros(frozen)}, scale_by_slim(PLAIN)
-        state = tx.init(params)
-        for _ in range(2):
-            moved, state = tx.update(g, state)
-        return float(-moved["trained"][0] / (RATE * (1 - 0.9**2)))
 
-    assert np.isclose(second(2_000, 0), 1.0, rtol=1e-4)
-    assert np.isclose(second(20_000, 0), 1.0, rtol=1e-4)
-    assert np.isclose(second(80_000, 0), 0.5, rtol=1e-4)
-    assert np.isclose(second(80_000, 300_000), 0.5, rtol=1e-4)
-    assert np.isclose(second(8_000, 300_000), 1.0, rtol=1e-4)
+def test_tensors_count_from_their_first_gradient_on():
+    """Behind a head that starts at zero the others have none in the first step; all go carefully in the next."""
+    assert np.allclose(strides(20_000, 0, late=60_000), [1.0, 0.5], rtol=1e-4)
+
+
+def test_the_rule_for_size_works_in_training_code(monkeypatch):
+    """Compiled, in a scan, accumulated, masked: as where networks are small, times the factor."""
+    params = {"a": jnp.ones((3, 4)), "b": jnp.ones(4)}
+    theta = slim().init(jax.random.key(0))
+
+    def trained() -> dict:
+        wrapped = optax.MultiSteps(optax.masked(slim().make(theta), {"a": True, "b": True}), 2)
+
+        def one(carry, t):
+            updates, state = wrapped.update(jax.tree.map(lambda p: jnp.cos(t + p), carry[0]), carry[1], carry[0])
+            return (carry[0], state), updates
+
+        return jax.jit(lambda: jax.lax.scan(one, (params, wrapped.init(params)), jnp.arange(6.0))[1])()
+
+    plain = trained()
+    monkeypatch.setattr("mnemosyne.optimizer.slim.SMALL", 4)
+    for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(trained()), strict=True):
+        assert np.allclose(0.5 * a, b, rtol=1e-5)
+        assert np.abs(a).max() > 0

@@ -8,7 +8,7 @@ import pytest
 from mnemosyne.tasks import sets, suite
 from mnemosyne.tasks.data.images import Dataset, Split
 from mnemosyne.tasks.data.text import load_text
-from mnemosyne.tasks.models.networks import Attentive, Recurrent, patches
+from mnemosyne.tasks.models.networks import Attentive, ByPatches, Recurrent, patches
 
 SETS = (sets.hard_train, sets.varied_validation, sets.meta_test, sets.release_test)
 
@@ -178,6 +178,25 @@ def test_patches_times_a_matrix_are_a_convolution(side, size, stride):
     found = patches(images, size, stride) @ kernel.reshape(-1, 4)
     assert found.shape == wanted.shape
     assert np.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("bottleneck", [False, True])
+def test_a_residual_network_by_patches_is_the_same(bottleneck):
+    """The same parameters under other names of modules give the same loss."""
+    images = suite.small(data.load("digits"), 8)
+    plain, patched = (
+        suite.residual(images, (1, 2), bottleneck, width=8, batch_size=4, conv=conv) for conv in (nn.Conv, ByPatches)
+    )
+    params = plain.init(jax.random.key(0))
+
+    def renamed(tree):
+        of = {name.replace("Conv_", "ByPatches_"): part for name, part in tree.items()}
+        return {name: renamed(part) if isinstance(part, dict) else part for name, part in of.items()}
+
+    batch = plain.batch(plain.data, jax.random.key(1))
+    shapes = jax.eval_shape(patched.init, jax.random.key(0))
+    assert jax.tree.map(jnp.shape, renamed(params)) == jax.tree.map(jnp.shape, shapes)
+    assert np.isclose(plain.loss(params, batch), patched.loss(renamed(params), batch), rtol=1e-5)
 
 
 @pytest.mark.parametrize("network", [Recurrent(7, 4, 5), Attentive(7, 1, 2, 8, 8)], ids=["gru", "attention"])

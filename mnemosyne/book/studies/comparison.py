@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Array
 
-from mnemosyne.book.plotting import LEARNED
+from mnemosyne.book.plotting import RATELESS
 from mnemosyne.book.verdicts import Held, at_most, below, every, log_ratio, some
 from mnemosyne.evaluate import best_rates, interval
 from mnemosyne.optimizer.rule import Rule
@@ -44,10 +44,10 @@ def stood(parts: Sequence[pd.DataFrame], marks: Sequence[int]) -> pd.DataFrame:
 
 
 def shown(standing: pd.DataFrame) -> pd.Series:
-    """'loss ± half (rate)' for a table; the rate is left out of the learned, 'edge' is added where it is one."""
+    """'loss ± half (rate)' for a table; the rate is left out where there is none, 'edge' is added where it is one."""
 
     def text(r) -> str:
-        rate = "" if r.optimizer.startswith(LEARNED) else f"  ({r.rate:g}{', edge' if r.edge else ''})"
+        rate = "" if r.optimizer.startswith(RATELESS) else f"  ({r.rate:g}{', edge' if r.edge else ''})"
         return f"{r.loss:.3f} ± {r.half:.3f}{rate}"
 
     return pd.Series([text(r) for r in standing.itertuples()], standing.index)

@@ -1,4 +1,4 @@
-"""Networks hundreds of times larger than those that meta-training saw: who trains them, and how long a step takes."""
+"""Networks larger than those that meta-training saw: how long steps should be, who trains two of them, the cost."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,11 +18,12 @@ from mnemosyne.optimizer import zoo
 from mnemosyne.optimizer.registry import OPTIMIZERS
 from mnemosyne.optimizer.slim import SMALL
 from mnemosyne.tasks import data, load_text, suite
+from mnemosyne.tasks.models import networks
 from mnemosyne.tasks.models.transformer import count
 from mnemosyne.types import Task
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4)
-"""Of the tuned ones; an edge is told where it is the best."""
+"""Of the tuned ones; tables mark a best rate that is at the edge."""
 
 TUNED = ADAM._replace(rates=RATES)
 
@@ -81,7 +82,7 @@ def by_factor(ax: Axes, rows: pd.DataFrame) -> None:
 def language(name: str, size: tuple[int, int]) -> Task:
     """Foretell each next of 64 characters by a Transformer of (layers, width), with heads of 64, four stretches a step.
 
-    Of the validation text 64 stretches are read: more would take longer than training.
+    Of the validation text 64 stretches are read: more would take too much of the time.
     """
     layers, width = size
     text = load_text(name)
@@ -90,8 +91,25 @@ def language(name: str, size: tuple[int, int]) -> Task:
 
 
 def pictures(name: str, width: int) -> Task:
-    """Classify photos by a ResNet-18 whose first stage has `width` channels, 32 a step."""
-    return suite.residual(suite.small(data.load(name), 32), (2, 2, 2, 2), width=width, batch_size=32)
+    """Classify photos by a ResNet-18 whose first stage has `width` channels, 16 photos a step; 256 for validation."""
+    images = suite.small(data.load(name), 32)
+    held = images.validation
+    few = held._replace(images=held.images[:256], labels=held.labels[:256])
+    return suite.residual(
+        images._replace(validation=few), (2, 2, 2, 2), width=width, batch_size=16, conv=networks.ByPatches
+    )
+
+
+def raw_pixels(name: str) -> Task:
+    """The same photos by a softmax of their pixels: what a residual network must be better than to tell anything."""
+    return suite.mlp(suite.small(data.load(name), 32), (), "relu", batch_size=16)
+
+
+def entropy(name: str) -> float:
+    """Nats of a character that is foretold by how often each occurs in a text."""
+    counts = np.bincount(load_text(name).train)
+    share = counts[counts > 0] / counts.sum()
+    return float(-np.sum(share * np.log(share)))
 
 
 def contenders(steps: int, rates: Sequence[float] = RATES) -> list[Contender]:

@@ -1,5 +1,7 @@
 """Residual networks (He et al. 2016), norm before convolution."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 from jaxtyping import Array, Float
 
@@ -14,14 +16,15 @@ class Residual(nn.Module):
     bottleneck: bool
     classes: int
     width: int = 64  # channels of the first stage, doubled from stage to stage
+    conv: Callable[..., nn.Module] = nn.Conv  # or `networks.ByPatches`
 
     @nn.compact
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n classes"]:
-        x = nn.Conv(self.width, (3, 3), use_bias=False)(images)
+        x = self.conv(self.width, (3, 3), use_bias=False)(images)
         for stage, blocks in enumerate(self.blocks):
             for block in range(blocks):
                 stride = 2 if stage and not block else 1
-                x = Block(self.width * 2**stage, stride, self.bottleneck)(x)
+                x = Block(self.width * 2**stage, stride, self.bottleneck, self.conv)(x)
         return nn.Dense(self.classes)(normed(x).mean(axis=(1, 2)))
 
 
@@ -31,6 +34,7 @@ class Block(nn.Module):
     width: int
     stride: int
     bottleneck: bool
+    conv: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Float[Array, "n h w c"]) -> Float[Array, "n a b d"]:
@@ -40,9 +44,9 @@ class Block(nn.Module):
             convolutions = [(self.width, 1, 1), (self.width, 3, self.stride), (wide, 1, 1)]
         y, around = normed(x), x
         if x.shape[-1] != wide or self.stride > 1:
-            around = nn.Conv(wide, (1, 1), self.stride, use_bias=False)(y)
+            around = self.conv(wide, (1, 1), self.stride, use_bias=False)(y)
         for i, (width, size, stride) in enumerate(convolutions):
-            y = nn.Conv(width, (size, size), stride, use_bias=False)(normed(y) if i else y)
+            y = self.conv(width, (size, size), stride, use_bias=False)(normed(y) if i else y)
         return around + y
 
 
