@@ -83,8 +83,8 @@ QUICK = Scale(
     fine_tune_steps=40,
     books="synthetic",
     questions=("synthetic",),
-    language_model=(2, 32),
-    residual_width=4,
+    language_model=(1, 32),
+    residual_width=8,
     large_seeds=2,
     judges=False,
 )

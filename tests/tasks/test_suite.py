@@ -5,7 +5,7 @@ import numpy as np
 import optax
 import pytest
 
-from mnemosyne.tasks import sets, suite
+from mnemosyne.tasks import data, sets, suite
 from mnemosyne.tasks.data.images import Dataset, Split
 from mnemosyne.tasks.data.text import load_text
 from mnemosyne.tasks.models.networks import Attentive, ByPatches, Recurrent, patches
