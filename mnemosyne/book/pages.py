@@ -98,7 +98,7 @@ def on_larger() -> str:
     at = rows[(rows.step == last) & (rows.optimizer == LABEL[RECOMMENDED])].set_index("task").shown
     told = [f"{at[task]} on {task} with {n:,} parameters" for task, n in sizes.items()]
     return (
-        f"On larger networks its loss over that of Adam at the best of four rates is {' and '.join(told)} after "
+        f"On larger networks its loss over that of Adam at the best of its rates is {' and '.join(told)} after "
         f"{last:,} steps (95% intervals over seeds)."
     )
 
