@@ -199,14 +199,10 @@ def transfer_means() -> str:
     rows = published("transfer_means").pivot(index="optimizer", columns="step")
     cell = lambda row, s: f"{row['mean', s]:.2f} [{row['low', s]:.2f}, {row['high', s]:.2f}]"
     found = [
-        (
-            f"`{name}`",
-            cell(row, 200),
-            cell(row, 1000),
-            f"{row['worst', 1000]:,.{2 if row['worst', 1000] < 100 else 0}f}",
-        )
+        (f"`{name}`", cell(row, 200), cell(row, 1000), f"{worst:,.{2 if worst < 100 else 0}f}")
         for name in ("slim", "paced", "light", "coordinate", "lstm", "velo_lstm", "velo_cam")
         for row in [rows.loc[LABEL[name]]]
+        for worst in [row["worst", 1000]]
     ]
     return table(("", "after 200 steps", "after 1,000 steps", "worst network, 1,000 steps"), found)
 
