@@ -23,7 +23,7 @@ from mnemosyne.tasks.models.transformer import count
 from mnemosyne.types import Task
 
 RATES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
-"""Of the tuned ones; the smaller networks do without the last. Tables mark a best rate that is at the edge."""
+"""Of the tuned ones; tables mark a best rate that is at the edge. The networks of `sized` do without the last."""
 
 TUNED = ADAM._replace(rates=RATES[:-1])
 
