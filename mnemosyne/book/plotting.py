@@ -70,8 +70,8 @@ def log_losses(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(label)
 
 
-RATELESS = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "nn_adam")
-RATELESS += ("Prodigy", "D-Adapt", "DoWG", "COCOB", "Mechanic", "MoMo")
+_LEARNED = ("Mnemosyne", "LSTM", "S4", "VeLO", "small_fc", "nn_adam")
+RATELESS = (*_LEARNED, "Prodigy", "D-Adapt", "DoWG", "COCOB", "Mechanic", "MoMo")
 """How names of optimizers begin that have no learning rate."""
 
 

@@ -245,6 +245,14 @@ def test_of_two_that_meta_train_the_same_one_waits_and_reads(checkout, monkeypat
     assert len(calls) == 1
 
 
+def test_fewer_seeds_are_another_run(trained):
+    run, plain = open_run("01_good"), untuned("mine", optax.sgd(0.1))
+    few, usual = run.trained(bowl(), plain, 40, run.seeds[:2]), run.trained(bowl(), plain, 40)
+    assert few.key != usual.key == run.trained(bowl(), plain, 40, run.seeds).key
+    assert set(few.value.seed) == set(run.seeds[:2])
+    assert set(usual.value.seed) == set(run.seeds)
+
+
 def test_a_summary_is_found_without_what_it_sums_up(trained, checkout):
     run = open_run("01_good")
     parts = [run.trained(bowl(), untuned("mine", optax.sgd(rate)), 40) for rate in (0.1, 0.2)]

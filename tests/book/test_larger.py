@@ -13,11 +13,10 @@ def test_they_are_as_large_as_the_chapter_says():
     assert larger.parameters(larger.pictures("digits", 16)) == pytest.approx(0.7e6, rel=0.02)
 
 
-def test_sized_ones_grow():
+def test_the_rule_was_chosen_on_networks_up_to_a_million():
     sizes = [larger.parameters(task) for task in larger.sized("digits", "synthetic")]
-    assert sizes == sorted(sizes)
-    assert sizes[0] > larger.SMALL
-    assert sizes[-1] > 1e6
+    assert len(sizes) == 11
+    assert max(sizes) == sizes[-1] > 1e6
 
 
 def test_each_rate_is_a_contender_of_its_own():
@@ -28,15 +27,20 @@ def test_each_rate_is_a_contender_of_its_own():
 
 
 def test_the_cross_stands_where_steps_would_be_without_the_rule():
-    """Four times as large as the limit: twice the steps."""
+    """Four times as large as the limit: twice the steps. Below the limit there is no rule."""
     ours, base = larger.multiplied(), larger.TUNED
     rows = [(ours.name, f, 1.0 + abs(np.log(f))) for f in ours.rates] + [(base.name, r, 2.0) for r in base.rates]
     rows = pd.DataFrame(rows, columns=["optimizer", "rate", "train_loss"])
+    sizes = {"large": 4 * larger.SMALL, "small": larger.SMALL // 2}
+    found = larger.over_adam(pd.concat(rows.assign(task=task, parameters=n) for task, n in sizes.items()))
+    assert list(found.index) == [(sizes["small"], "small"), (sizes["large"], "large")]
+    assert np.allclose(found.factor, [1.0, 2.0])
+    assert np.allclose(found.without, [0.5, (1 + np.log(2)) / 2])
+    assert np.allclose(found[1.0], 0.5)
     fig, ax = plt.subplots()
-    larger.by_factor(ax, rows.assign(task="a network", parameters=4 * larger.SMALL))
-    (cross,) = [line for line in ax.lines if line.get_marker() == "x"]
-    assert np.allclose(cross.get_xdata(), 2.0)
-    assert np.allclose(cross.get_ydata(), (1 + np.log(2)) / 2)
+    larger.by_factor(ax, found)
+    crosses = [line.get_xydata()[0] for line in ax.lines if line.get_marker() == "x"]
+    assert np.allclose(crosses, found[["factor", "without"]])
     plt.close(fig)
 
 

@@ -91,6 +91,16 @@ def test_the_fresh_tasks_are_told_as_they_are_measured(elsewhere):
     assert "1 of 65 runs diverged" in pages.quality()
 
 
+def test_the_larger_networks_are_told_as_they_are_measured(elsewhere):
+    path = elsewhere / "larger_ratios.csv"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    row = next(line for line in lines if "1000,Mnemosyne slim," in line and line.startswith("attention"))
+    shown = row.split('"')[1]
+    assert f"is {shown} on attention" in pages.on_larger()
+    replaced(path, row, row.replace(shown, "7.77 [7.00, 8.00]"))
+    assert "is 7.77 [7.00, 8.00] on attention" in pages.on_larger()
+
+
 def test_the_price_is_told_as_it_is_measured(elsewhere):
     path = elsewhere / "untuned_price.csv"
     row = next(line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("Mnemosyne slim,"))

@@ -180,6 +180,16 @@ def test_patches_times_a_matrix_are_a_convolution(side, size, stride):
     assert np.allclose(found, wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("size", "stride"), [(3, 1), (3, 2), (1, 2)])
+def test_a_convolution_by_patches_is_the_same(size, stride, bias):
+    images = jax.random.normal(jax.random.key(0), (2, 7, 7, 3))
+    plain, patched = (kind(4, (size, size), stride, use_bias=bias) for kind in (nn.Conv, ByPatches))
+    params = jax.tree.map(lambda x: x + 0.1, plain.init(jax.random.key(1), images))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, patched.init(jax.random.key(1), images))
+    assert np.allclose(plain.apply(params, images), patched.apply(params, images), atol=1e-5)
+
+
 @pytest.mark.parametrize("bottleneck", [False, True])
 def test_a_residual_network_by_patches_is_the_same(bottleneck):
     """The same parameters under other names of modules give the same loss."""

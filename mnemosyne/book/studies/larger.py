@@ -33,14 +33,22 @@ _LENGTH = 64  # characters
 
 
 def sized(images: str, text: str) -> list[Task]:
-    """Six networks from the smallest to the largest, of kinds that the search of `slim` saw, on data that it saw."""
+    """The networks that the rule for size was chosen on, of kinds and on data that the search of `slim` saw.
+
+    They are in the order of their size at `laptop`.
+    """
     loaded, characters = data.load(images), load_text(text)
-    middle, tiled = (suite.small(loaded, side) for side in (14, 16))
+    low, middle, tiled = (suite.small(loaded, side) for side in (7, 14, 16))
     return [
+        suite.vit(tiled, layers=2, heads=2, hidden=32, head_dim=16, mlp=64, batch_size=32),
+        suite.attentive(characters, layers=2, heads=2, hidden=32, mlp=64, batch_size=8),
+        suite.mlp(low, (512,), "gelu"),
         suite.mlp(middle, (128, 128), "relu"),
         suite.attentive(characters, layers=2, heads=2, hidden=64, mlp=128, batch_size=8),
         suite.vit(tiled, layers=6, heads=4, hidden=64, head_dim=16, mlp=128, batch_size=16),
+        suite.attentive(characters, layers=4, heads=4, hidden=64, mlp=256, batch_size=8),
         suite.mlp(middle, (512, 512), "relu"),
+        suite.mlp(middle, (256,) * 6, "tanh"),
         suite.attentive(characters, layers=4, heads=4, hidden=128, mlp=512, length=_LENGTH, batch_size=4),
         suite.mlp(middle, (1024, 1024), "relu"),
     ]
@@ -49,7 +57,7 @@ def sized(images: str, text: str) -> list[Task]:
 def multiplied() -> Contender:
     """The recommended optimizer with its steps multiplied by each of `FACTORS`, which stand for a rate."""
     label = f"{OPTIMIZERS[zoo.RECOMMENDED].label}, multiplied"
-    return Contender(label, lambda factor: optax.chain(zoo.pretrained(), optax.scale(factor)), FACTORS)
+    return Contender(label, lambda factor: zoo.pretrained(step_size=factor), FACTORS)
 
 
 def parameters(task: Task) -> int:
@@ -57,22 +65,30 @@ def parameters(task: Task) -> int:
     return count(jax.eval_shape(task.init, jax.random.key(0)))
 
 
-def by_factor(ax: Axes, rows: pd.DataFrame) -> None:
-    """Draw loss over the best Adam's against the factor on steps, a line per network, the darker the larger.
+def over_adam(rows: pd.DataFrame) -> pd.DataFrame:
+    """Loss over the best Adam's at each factor, and where steps would be without the rule for size.
 
     Args:
-        ax: to draw on.
         rows: of `evaluate.train` at one step, of `TUNED` and `multiplied`, with a column of `parameters`.
+
+    Returns:
+        A column for each factor, and `factor` and `without`: the factor that undoes the rule, and the ratio there, read
+        off between its neighbours. By (parameters, task), from the smallest network to the largest.
     """
-    name, networks = multiplied().name, rows.sort_values("parameters").groupby(["parameters", "task"], sort=False)
-    for depth, ((size, task), g) in zip(np.linspace(0.25, 1.0, len(networks)), networks, strict=True):
-        losses = g.groupby(["optimizer", "rate"]).train_loss.mean()
-        ratio = losses[name].sort_index() / losses[TUNED.name].min()
+    losses = rows.groupby(["optimizer", "parameters", "task", "rate"]).train_loss.mean().unstack("rate")
+    ratio = losses.loc[multiplied().name][sorted(FACTORS)].div(losses.loc[TUNED.name].min(axis=1), axis=0)
+    factor = np.sqrt(np.maximum(ratio.index.get_level_values("parameters") / SMALL, 1.0))
+    at = np.log(sorted(FACTORS))
+    without = [np.exp(np.interp(np.log(f), at, np.log(row))) for f, row in zip(factor, ratio.to_numpy(), strict=True)]
+    return ratio.assign(factor=factor, without=without)
+
+
+def by_factor(ax: Axes, ratio: pd.DataFrame) -> None:
+    """Draw `over_adam`, a line per network, the darker the larger; a cross stands where steps are without the rule."""
+    for depth, ((size, task), row) in zip(np.linspace(0.15, 1.0, len(ratio)), ratio.iterrows(), strict=True):
         color = plt.colormaps["viridis_r"](depth)
-        ax.plot(ratio.index, ratio, "o-", ms=2.5, color=color, label=f"{task}, {size:,} parameters")
-        without = np.sqrt(max(size / SMALL, 1.0))
-        height = np.exp(np.interp(np.log(without), np.log(ratio.index), np.log(ratio)))
-        ax.plot([without], [height], "x", ms=6, mew=1.6, color=color)
+        ax.plot(sorted(FACTORS), row[sorted(FACTORS)], "o-", ms=2.5, color=color, label=f"{task}: {size:,}")
+        ax.plot([row.factor], [row.without], "x", ms=6, mew=1.6, color=color)
     ax.axhline(1.0, color="0.6", lw=0.8, ls=":")
     ax.axvline(1.0, color="0.6", lw=0.8, ls=":")
     plotting.log_losses(ax)

@@ -96,7 +96,7 @@ class ByPatches(nn.Module):
     def __call__(self, images: Float[Array, "n h w c"]) -> Float[Array, "n a b f"]:
         shape = (*self.kernel_size, images.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)) if self.use_bias else 0.0
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))[None, None, None] if self.use_bias else 0.0
         seen = patches(images, self.kernel_size[0], self.strides)
         return seen @ kernel.reshape(-1, self.features) + bias
 
